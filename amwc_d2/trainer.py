@@ -1,0 +1,225 @@
+"""Training of both stages: Detectron2's ``DefaultTrainer`` with our data, optimiser and guards."""
+
+import logging
+import os
+import weakref
+
+import detectron2.data.transforms as T
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.data import (
+    DatasetMapper,
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, create_ddp_model
+from detectron2.engine.train_loop import TrainerBase
+from detectron2.projects.deeplab import build_lr_scheduler
+from detectron2.solver import get_default_optimizer_params
+from detectron2.solver.build import maybe_add_gradient_clipping
+from detectron2.utils import comm
+
+from amwc_d2.evaluation import build_evaluator
+from amwc_d2.target_generator import AMWCDatasetMapper, AMWCTargetGenerator
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer(DefaultTrainer):
+    """Trains either stage (``MODEL.AMWC.STAGE``) on GPUs or the CPU, in one process or several.
+
+    Stage 2 starts from ``MODEL.WEIGHTS`` in an ``OUTPUT_DIR`` of its own; ``resume`` continues a
+    run of the same stage and the same ``SOLVER.MAX_ITER``.
+    """
+
+    def __init__(self, cfg):
+        """
+        Args:
+            cfg (CfgNode): see ``amwc_d2.config``.
+
+        Raises:
+            ValueError: mixed precision in stage 2, or stage 2 about to overwrite its own start.
+        """
+        check_stage(cfg)
+        # DefaultTrainer.__init__ hands DistributedDataParallel a GPU whatever MODEL.DEVICE says;
+        # the rest is as there.
+        TrainerBase.__init__(self)
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        on_cpu = cfg.MODEL.DEVICE == "cpu"
+        model = create_ddp_model(
+            model, broadcast_buffers=False, **({"device_ids": None} if on_cpu else {})
+        )
+        trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = trainer_class(model, data_loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = DetectionCheckpointer(
+            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        """Images with their targets, endlessly, ``SOLVER.IMS_PER_BATCH`` over all processes."""
+        mapper = AMWCDatasetMapper(
+            cfg,
+            augmentations=build_train_augmentations(cfg),
+            panoptic_target_generator=AMWCTargetGenerator.from_config(cfg),
+        )
+        return build_detection_train_loader(cfg, mapper=mapper)
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name):
+        """Images without targets, in order, ``TEST.IMS_PER_BATCH`` at a time in each process."""
+        dicts = get_detection_dataset_dicts(dataset_name, filter_empty=False)
+        # Detectron2's mapper would read (and for Cityscapes require) every semantic label file.
+        dicts = [{k: v for k, v in d.items() if k != "sem_seg_file_name"} for d in dicts]
+        return build_detection_test_loader(
+            dicts,
+            mapper=DatasetMapper(cfg, is_train=False),
+            batch_size=cfg.TEST.IMS_PER_BATCH,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name, output_folder=None):
+        """See :func:`amwc_d2.evaluation.build_evaluator`."""
+        return build_evaluator(cfg, dataset_name, output_folder)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg, optimizer):
+        """``SOLVER.LR_SCHEDULER_NAME``: DeepLab's ``WarmupPolyLR`` or any of Detectron2's."""
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_optimizer(cls, cfg, model):
+        """``SOLVER.OPTIMIZER`` ("ADAM" or "SGD") over the parameters with ``requires_grad``.
+
+        Raises:
+            ValueError: another optimiser, or nothing to train.
+        """
+        params = get_default_optimizer_params(
+            model,
+            weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+        )
+        if not params:
+            raise ValueError("no parameter requires a gradient: see MODEL.AMWC.TRAINED_LAYERS")
+        if cfg.SOLVER.OPTIMIZER == "ADAM":
+            return maybe_add_gradient_clipping(cfg, torch.optim.Adam)(params, cfg.SOLVER.BASE_LR)
+        if cfg.SOLVER.OPTIMIZER == "SGD":
+            return maybe_add_gradient_clipping(cfg, torch.optim.SGD)(
+                params,
+                cfg.SOLVER.BASE_LR,
+                momentum=cfg.SOLVER.MOMENTUM,
+                nesterov=cfg.SOLVER.NESTEROV,
+            )
+        raise ValueError(f"SOLVER.OPTIMIZER is '{cfg.SOLVER.OPTIMIZER}'; expected 'ADAM' or 'SGD'.")
+
+    def state_dict(self):
+        return {**super().state_dict(), "stage": self.cfg.MODEL.AMWC.STAGE}
+
+    def load_state_dict(self, state_dict):
+        """Continue an interrupted run.
+
+        Raises:
+            ValueError: the run had another stage or another ``SOLVER.MAX_ITER``.
+        """
+        here, there = self.cfg.MODEL.AMWC.STAGE, state_dict.get("stage")
+        advice = (
+            "leave out --resume, give MODEL.WEIGHTS the checkpoint to start from, and OUTPUT_DIR a "
+            "new folder."
+        )
+        if there not in (None, here):
+            raise ValueError(
+                f"--resume: OUTPUT_DIR '{self.cfg.OUTPUT_DIR}' holds a run of stage '{there}', but "
+                f"MODEL.AMWC.STAGE is '{here}'. To start this stage, {advice}"
+            )
+        scheduler = state_dict.get("hooks", {}).get("LRScheduler", {})
+        max_iter = scheduler.get("max_iters", self.max_iter)
+        if max_iter != self.max_iter:
+            raise ValueError(
+                f"--resume: the run in OUTPUT_DIR '{self.cfg.OUTPUT_DIR}' was planned for "
+                f"{max_iter} iterations and its learning rate falls to zero there, but "
+                f"SOLVER.MAX_ITER is {self.max_iter}. Set SOLVER.MAX_ITER {max_iter} to continue "
+                f"it. To train for longer, {advice}"
+            )
+        super().load_state_dict(state_dict)
+
+
+def check_stage(cfg):
+    """Refuse what stage 2 cannot do.
+
+    Args:
+        cfg (CfgNode): the full config.
+
+    Raises:
+        ValueError: mixed precision in stage 2, or stage 2 about to overwrite its own start.
+    """
+    if cfg.MODEL.AMWC.STAGE != "end_to_end":
+        return
+    if cfg.SOLVER.AMP.ENABLED:
+        raise ValueError(
+            "SOLVER.AMP.ENABLED is True, but the gradient through the solver is not linear in the "
+            "incoming one, so that a scaled loss gives a wrong gradient. Set SOLVER.AMP.ENABLED "
+            "False in stage 2 (MODEL.AMWC.STAGE 'end_to_end')."
+        )
+    if not cfg.MODEL.WEIGHTS:
+        logger.warning(
+            "Stage 2 starts from random weights: give MODEL.WEIGHTS a checkpoint of stage 1."
+        )
+    elif os.path.dirname(os.path.abspath(cfg.MODEL.WEIGHTS)) == os.path.abspath(cfg.OUTPUT_DIR):
+        raise ValueError(
+            f"stage 2 would overwrite the checkpoint that it starts from: MODEL.WEIGHTS "
+            f"'{cfg.MODEL.WEIGHTS}' lies in OUTPUT_DIR. Give OUTPUT_DIR a new folder."
+        )
+
+
+def build_train_augmentations(cfg):
+    """Resize, crop and flip, as Panoptic-DeepLab's training does.
+
+    Args:
+        cfg (CfgNode): reads ``INPUT.{MIN,MAX}_SIZE_TRAIN``, ``INPUT.CROP``, ``INPUT.RANDOM_FLIP``.
+
+    Returns:
+        list[Augmentation]: for ``PanopticDeeplabDatasetMapper``.
+
+    Raises:
+        ValueError: a crop limited in the share of its largest class, which only works on class
+            maps; here crops are cut from maps of panoptic ids.
+    """
+    augmentations = [
+        T.ResizeShortestEdge(
+            cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+        )
+    ]
+    if cfg.INPUT.CROP.ENABLED:
+        if cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA < 1.0:
+            raise ValueError(
+                f"INPUT.CROP.SINGLE_CATEGORY_MAX_AREA is {cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA};"
+                " only 1.0 (no limit) works with panoptic ground truth."
+            )
+        augmentations.append(T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
+    if cfg.INPUT.RANDOM_FLIP != "none":
+        horizontal = cfg.INPUT.RANDOM_FLIP == "horizontal"
+        augmentations.append(T.RandomFlip(horizontal=horizontal, vertical=not horizontal))
+    return augmentations
+
+
+def use_available_device(cfg, num_gpus):
+    """Set ``MODEL.DEVICE`` to "cpu" when no GPU is there or none was asked for, and say so.
+
+    Args:
+        cfg (CfgNode): changed in place; not frozen yet.
+        num_gpus (int): ``--num-gpus``; 0 asks for the CPU.
+    """
+    if cfg.MODEL.DEVICE.startswith("cuda") and (num_gpus == 0 or not torch.cuda.is_available()):
+        reason = "--num-gpus 0" if num_gpus == 0 else "no CUDA device was found"
+        logger.info("Running on the CPU (%s).", reason)
+        cfg.MODEL.DEVICE = "cpu"
