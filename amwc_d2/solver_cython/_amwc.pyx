@@ -1,0 +1,98 @@
+# distutils: language = c++
+# cython: language_level=3, wraparound=False, cdivision=True
+"""Thin wrapper of the C++ solver: typed, contiguous, checked arrays in; the GIL is released.
+
+All arguments are validated by ``amwc_d2.solver_cython``; nothing is checked here.
+"""
+
+from libc.stdint cimport int32_t, uint8_t
+
+
+cdef extern from "solve.hpp" namespace "amwc" nogil:
+    cdef cppclass Grid:
+        const float* node
+        const float* edge
+        const int32_t* dist
+        int K, H, W, D
+
+    cdef cppclass Graph:
+        const float* node
+        const int32_t* edges
+        const float* weight
+        size_t N, E
+        int K
+
+    double grid_objective "amwc::objective"(const Grid&, const int32_t*, const int32_t*)
+
+    cdef cppclass Solver:
+        double amwc(const Grid&, const uint8_t*, int, int32_t*, int32_t*) except +
+        double amwc_graph(const Graph&, const uint8_t*, int, int32_t*, int32_t*) except +
+        double multiway(const Grid&, const int32_t*, int32_t*) except +
+
+
+cdef Grid make_grid(const float[:, :, ::1] node, const float[:, :, :, ::1] edge,
+                    const int32_t[::1] dist) noexcept nogil:
+    cdef Grid grid
+    grid.node = &node[0, 0, 0]
+    grid.D = <int>dist.shape[0]
+    grid.edge = &edge[0, 0, 0, 0] if grid.D else NULL
+    grid.dist = &dist[0] if grid.D else NULL
+    grid.K = <int>node.shape[0]
+    grid.H = <int>node.shape[1]
+    grid.W = <int>node.shape[2]
+    return grid
+
+
+cdef class Arena:
+    """Working memory of one thread; it is kept from solve to solve."""
+
+    cdef Solver solver
+
+    def amwc(self, const float[:, :, ::1] node, const float[:, :, :, ::1] edge,
+             const int32_t[::1] dist, const uint8_t[::1] partitionable, int method,
+             int32_t[:, ::1] classes, int32_t[:, ::1] segments):
+        """Fills classes and segments; returns the objective."""
+        cdef double value
+        with nogil:
+            value = self.solver.amwc(make_grid(node, edge, dist), &partitionable[0], method,
+                                     &classes[0, 0], &segments[0, 0])
+        return value
+
+    def amwc_graph(self, const float[:, ::1] node, const int32_t[:, ::1] edges,
+                   const float[::1] weight, const uint8_t[::1] partitionable, int method,
+                   int32_t[::1] classes, int32_t[::1] segments):
+        """The same for any graph."""
+        cdef Graph graph
+        cdef double value
+        graph.node = &node[0, 0]
+        graph.E = weight.shape[0]
+        graph.edges = &edges[0, 0] if graph.E else NULL
+        graph.weight = &weight[0] if graph.E else NULL
+        graph.N = node.shape[0]
+        graph.K = <int>node.shape[1]
+        with nogil:
+            value = self.solver.amwc_graph(graph, &partitionable[0], method, &classes[0],
+                                           &segments[0])
+        return value
+
+    def multiway(self, const float[:, :, ::1] node, const float[:, :, :, ::1] edge,
+                 const int32_t[::1] dist, const int32_t[:, ::1] init, int32_t[:, ::1] classes):
+        """Fills classes; returns the objective. init may be None."""
+        cdef double value
+        cdef const int32_t* start = &init[0, 0] if init is not None else NULL
+        with nogil:
+            value = self.solver.multiway(make_grid(node, edge, dist), start, &classes[0, 0])
+        return value
+
+
+def objective(const float[:, :, ::1] node, const float[:, :, :, ::1] edge,
+              const int32_t[::1] dist, const int32_t[:, ::1] classes,
+              const int32_t[:, ::1] segments):
+    """Objective of any labelling, in double precision."""
+    cdef double value
+    with nogil:
+        value = grid_objective(make_grid(node, edge, dist), &classes[0, 0], &segments[0, 0])
+    return value
+
+
+# --- lower bound

@@ -1,0 +1,303 @@
+// Exact Algorithm 2 (greedy additive edge contraction for the asymmetric multiway cut).
+//
+// Two clusters i, j have similarity  t(ij) = c_E(ij) - pen(ij),  pen(ij) = min_k [r_i(k) + r_j(k)],
+// where r_i(k) = c_i(k) - min c_i are reduced node costs. Algorithm 2 merges the pair of largest t
+// while it is >= 0. Re-evaluating every edge of a merged cluster, as it is written, is quadratic;
+// what makes lazy evaluation exact:
+//   * pen >= 0, so only edges of weight >= 0 matter; pen = 0 when both clusters prefer one class.
+//   * Merging clusters of one class adds their reduced costs: every other pen can only grow, so an
+//     older similarity is an upper bound and is checked when it reaches the top of the queue.
+//   * Merging clusters of different classes lowers reduced costs. A neighbour h can gain only if
+//     r_h(x) > margin, x being the (unchanged) class and margin the second best reduced cost of
+//     the merged cluster. Clusters are kept in buckets of max_k r(k) to find those few.
+// The queue holds one key a cluster: the best edge it answers for. Every edge is answered for by
+// one end (the one with fewer neighbours when it was last looked at), so that a rescan is cheap.
+// Ties: larger t first, then the lowest edge index, then the lowest class.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "adjacency.hpp"
+
+namespace amwc {
+
+class Greedy {
+public:
+    // Results: cluster of every node (any id < N) and class of every cluster.
+    std::vector<uint32_t> parent;
+    std::vector<int32_t> label;
+
+    template <class Costs>
+    void run(const Costs& costs) {
+        setup(costs);
+        while (!heap_.empty()) {
+            const Key top = heap_.front();
+            std::pop_heap(heap_.begin(), heap_.end());
+            heap_.pop_back();
+            const uint32_t c = top.cluster;
+            if (!(top.t == key_[c]) || top.edge != key_edge_[c]) continue;
+            const uint32_t h = key_other_[c];
+            if (confirmed(c, h, top)) {
+                merge(c, h);
+            } else {
+                rescan(c);
+            }
+        }
+    }
+
+    uint32_t root(uint32_t p) {
+        while (parent[p] != p) p = parent[p] = parent[parent[p]];
+        return p;
+    }
+
+private:
+    static constexpr float kNever = -1.0f;  // below every similarity that counts
+    static constexpr uint32_t kNone = Adjacency::kNone;
+    static constexpr int kBuckets = 256;  // exponents of a float
+
+    struct Key {
+        float t;
+        uint32_t edge, cluster;
+        bool operator<(const Key& o) const { return t < o.t || (t == o.t && edge > o.edge); }
+    };
+
+    int K_ = 0, stride_ = 0;
+    std::vector<float> reduced_, margin_, heaviest_;
+    Adjacency adjacency_;
+    std::vector<Key> heap_;
+    std::vector<float> key_;
+    std::vector<uint32_t> key_edge_, key_other_;
+    std::vector<uint32_t> next_, previous_;  // bucket lists, intrusive
+    uint32_t first_[kBuckets], count_[kBuckets];
+    std::vector<uint32_t> touched_;
+
+    template <class Costs>
+    void setup(const Costs& costs) {
+        const size_t n = costs.pixels();
+        K_ = costs.K;
+        stride_ = (K_ + 3) / 4 * 4;
+        reduced_.assign(n * stride_, 1e30f);
+        for (int k = 0; k < K_; k++)
+            for (size_t p = 0; p < n; p++) reduced_[p * stride_ + k] = costs.cost(uint32_t(p), k);
+        parent.resize(n);
+        label.resize(n);
+        margin_.resize(n);
+        heaviest_.resize(n);
+        next_.resize(n);
+        previous_.resize(n);
+        key_.assign(n, kNever);
+        key_edge_.assign(n, 0);
+        key_other_.assign(n, kNone);
+        heap_.clear();
+        std::fill(first_, first_ + kBuckets, kNone);
+        std::fill(count_, count_ + kBuckets, 0u);
+        for (size_t p = 0; p < n; p++) {
+            parent[p] = uint32_t(p);
+            reduce(uint32_t(p));
+            link(uint32_t(p));
+        }
+        adjacency_.build(costs);
+        for (size_t p = 0; p < n; p++) {
+            const auto& list = adjacency_.lists[p];
+            for (uint32_t s = 0; s < list.size; s++) {
+                const float w = list.weights()[s];
+                if (w < 0 || !owns(uint32_t(p), list.ids[s])) continue;
+                consider(uint32_t(p), list.ids[s], w, list.edges()[s]);
+            }
+            if (key_[p] >= 0) heap_.push_back({key_[p], key_edge_[p], uint32_t(p)});
+        }
+        std::make_heap(heap_.begin(), heap_.end());
+    }
+
+    const float* reduced(uint32_t c) const { return &reduced_[size_t(c) * stride_]; }
+
+    // Makes the lowest cost of c zero; label, margin and largest reduced cost follow.
+    void reduce(uint32_t c) {
+        float* r = &reduced_[size_t(c) * stride_];
+        float best = r[0];
+        int x = 0;
+        for (int k = 1; k < K_; k++)
+            if (r[k] < best) best = r[k], x = k;
+        float margin = INFINITY, heaviest = 0;
+        for (int k = 0; k < K_; k++) {
+            r[k] -= best;
+            heaviest = std::max(heaviest, r[k]);
+            if (k != x) margin = std::min(margin, r[k]);
+        }
+        label[c] = x;
+        margin_[c] = margin;
+        heaviest_[c] = heaviest;
+    }
+
+    float penalty(uint32_t i, uint32_t j) const {
+        const int xi = label[i], xj = label[j];
+        if (xi == xj) return 0;
+        const float *ri = reduced(i), *rj = reduced(j);
+        if (rj[xi] <= margin_[i]) return rj[xi];
+        if (ri[xj] <= margin_[j]) return ri[xj];
+        float m0 = INFINITY, m1 = INFINITY, m2 = INFINITY, m3 = INFINITY;
+        for (int k = 0; k < stride_; k += 4) {
+            m0 = std::min(m0, ri[k] + rj[k]);
+            m1 = std::min(m1, ri[k + 1] + rj[k + 1]);
+            m2 = std::min(m2, ri[k + 2] + rj[k + 2]);
+            m3 = std::min(m3, ri[k + 3] + rj[k + 3]);
+        }
+        return std::min(std::min(m0, m1), std::min(m2, m3));
+    }
+
+    bool owns(uint32_t c, uint32_t h) const {
+        const uint32_t a = adjacency_.lists[c].size, b = adjacency_.lists[h].size;
+        return a < b || (a == b && c < h);
+    }
+
+    // Raises the key of c to edge (c, h) if that is better; true if it was.
+    bool consider(uint32_t c, uint32_t h, float w, uint32_t e) {
+        if (w < key_[c]) return false;
+        const float t = w - penalty(c, h);
+        if (t < 0 || t < key_[c] || (t == key_[c] && e >= key_edge_[c])) return false;
+        key_[c] = t;
+        key_edge_[c] = e;
+        key_other_[c] = h;
+        return true;
+    }
+
+    void push(uint32_t c) {
+        heap_.push_back({key_[c], key_edge_[c], c});
+        std::push_heap(heap_.begin(), heap_.end());
+    }
+
+    void offer(uint32_t c, uint32_t h, float w, uint32_t e) {
+        if (!owns(c, h)) std::swap(c, h);
+        if (consider(c, h, w, e)) push(c);
+    }
+
+    bool confirmed(uint32_t c, uint32_t h, const Key& top) {
+        if (parent[h] != h) return false;
+        const auto& list = adjacency_.lists[c];
+        const uint32_t s = adjacency_.find(list, h);
+        return s != kNone && list.edges()[s] == top.edge &&
+               list.weights()[s] - penalty(c, h) == top.t;
+    }
+
+    void rescan(uint32_t c) {
+        key_[c] = kNever;
+        const auto& list = adjacency_.lists[c];
+        for (uint32_t s = 0; s < list.size; s++) {
+            const float w = list.weights()[s];
+            if (w < 0) continue;
+            const uint32_t h = list.ids[s], e = list.edges()[s];
+            if (owns(c, h)) {
+                consider(c, h, w, e);
+            } else if (consider(h, c, w, e)) {
+                push(h);
+            }
+        }
+        if (key_[c] >= 0) push(c);
+    }
+
+    void merge(uint32_t a, uint32_t b) {
+        const uint32_t da = adjacency_.lists[a].size, db = adjacency_.lists[b].size;
+        const bool a_stays = da > db || (da == db && a < b);
+        const uint32_t i = a_stays ? a : b, j = a_stays ? b : a;
+        const bool same = label[i] == label[j];
+        const int old_label = label[i];
+        unlink(i);
+        unlink(j);
+        parent[j] = i;
+        float* ri = &reduced_[size_t(i) * stride_];
+        const float* rj = reduced(j);
+        for (int k = 0; k < K_; k++) ri[k] += rj[k];
+        reduce(i);
+        link(i);
+        contract(i, j);
+        key_[j] = kNever;
+        if (a == i) {
+            rescan(i);  // the edge it answered with is gone
+        } else {
+            const auto& list = adjacency_.lists[i];
+            for (uint32_t s : touched_)
+                if (list.weights()[s] >= 0)
+                    offer(i, list.ids[s], list.weights()[s], list.edges()[s]);
+        }
+        if (!same) revisit(i, label[i] == old_label);
+    }
+
+    // Moves the edges of j to i; touched_ = their positions in the list of i.
+    void contract(uint32_t i, uint32_t j) {
+        touched_.clear();
+        auto& lists = adjacency_.lists;
+        adjacency_.remove(lists[i], adjacency_.find(lists[i], j));
+        const auto gone = lists[j];
+        for (uint32_t s = 0; s < gone.size; s++) {
+            const uint32_t h = gone.ids[s];
+            if (h == i) continue;
+            float w = gone.weights()[s];
+            uint32_t e = gone.edges()[s];
+            const uint32_t back = adjacency_.find(lists[h], j);
+            uint32_t at = adjacency_.find(lists[i], h);
+            if (at == kNone) {
+                at = adjacency_.append(lists[i], h, w, e);
+                adjacency_.rename(lists[h], back, i);
+            } else {
+                w = lists[i].weights()[at] += w;
+                e = lists[i].edges()[at] = std::min(lists[i].edges()[at], e);
+                adjacency_.remove(lists[h], back);
+                const uint32_t mirror = adjacency_.find(lists[h], i);
+                lists[h].weights()[mirror] = w;
+                lists[h].edges()[mirror] = e;
+            }
+            touched_.push_back(at);
+        }
+        adjacency_.clear(lists[j]);
+    }
+
+    // After a merge of different classes: neighbours whose similarity to i may have risen.
+    void revisit(uint32_t i, bool same_label) {
+        const auto& list = adjacency_.lists[i];
+        uint32_t heavy = 0;
+        const int from = same_label ? bucket(margin_[i]) : 0;
+        for (int b = from; b < kBuckets; b++) heavy += count_[b];
+        if (!same_label || heavy >= list.size) {
+            for (uint32_t s = 0; s < list.size; s++)
+                if (list.weights()[s] >= 0 && heaviest_[list.ids[s]] > (same_label ? margin_[i] : -1))
+                    offer(i, list.ids[s], list.weights()[s], list.edges()[s]);
+            return;
+        }
+        for (int b = from; b < kBuckets; b++)
+            for (uint32_t h = first_[b]; h != kNone; h = next_[h]) {
+                if (h == i) continue;
+                const uint32_t s = adjacency_.find(list, h);
+                if (s != kNone && list.weights()[s] >= 0)
+                    offer(i, h, list.weights()[s], list.edges()[s]);
+            }
+    }
+
+    static int bucket(float heaviest) {
+        uint32_t bits;
+        std::memcpy(&bits, &heaviest, 4);
+        return int(bits >> 23) & 255;
+    }
+
+    void link(uint32_t c) {
+        const int b = bucket(heaviest_[c]);
+        next_[c] = first_[b];
+        previous_[c] = kNone;
+        if (first_[b] != kNone) previous_[first_[b]] = c;
+        first_[b] = c;
+        count_[b]++;
+    }
+
+    void unlink(uint32_t c) {
+        const int b = bucket(heaviest_[c]);
+        if (previous_[c] != kNone) next_[previous_[c]] = next_[c];
+        else first_[b] = next_[c];
+        if (next_[c] != kNone) previous_[next_[c]] = previous_[c];
+        count_[b]--;
+    }
+};
+
+}  // namespace amwc
