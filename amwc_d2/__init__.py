@@ -8,13 +8,13 @@ asking this package for anything else names what is missing.
 from amwc_d2.version import __version__
 
 __all__ = [
+    "AMWCAffinityHead",
+    "AMWCPanoptic",
+    "AMWCPanopticEvaluator",
+    "AMWCTargetGenerator",
+    "Trainer",
     "__version__",
     "add_amwc_config",
-    "AMWCPanoptic",
-    "AMWCAffinityHead",
-    "AMWCTargetGenerator",
-    "AMWCPanopticEvaluator",
-    "Trainer",
     "build_evaluator",
     "register_panoptic_dataset",
 ]

@@ -1,0 +1,48 @@
+"""The configuration keys of AMWC, on top of Panoptic-DeepLab's."""
+
+from detectron2.config import CfgNode as CN
+from detectron2.projects.panoptic_deeplab import add_panoptic_deeplab_config
+
+STAGES = ("pretrain", "end_to_end")
+
+
+def add_amwc_config(cfg):
+    """Add all keys of AMWC to ``cfg`` (a Detectron2 ``CfgNode``), in place.
+
+    Calls ``add_panoptic_deeplab_config`` first; call neither that nor ``add_deeplab_config``
+    yourself. Areas are in pixels of the image, distances in cells of the stride-4 grid.
+    """
+    add_panoptic_deeplab_config(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "AMWCPanoptic"
+    cfg.MODEL.SEM_SEG_HEAD.NAME = "PanopticDeepLabSemSegHead"
+
+    # The affinity head: Panoptic-DeepLab's instance branch with other outputs (paper A.6).
+    head = cfg.MODEL.INS_EMBED_HEAD
+    head.NAME = "AMWCAffinityHead"
+    head.CONVS_DIM = 256  # channels of the decoder
+    head.HEAD_CHANNELS = 256  # channels that all classifiers share
+    head.DISTANCES = [1, 4, 16, 32, 64]  # one classifier each (paper 3.1; Cityscapes adds 128)
+    head.LOSS_WEIGHT = 0.25  # of every (distance, direction) term
+    head.LOSS_TOP_K = 0.25  # share of the hardest edges that count
+    head.THING_EDGE_WEIGHT = 4.0  # edges with at least one end on a thing (paper 4.2)
+    # The small-object factor is INPUT.SMALL_INSTANCE_WEIGHT, below INPUT.SMALL_INSTANCE_AREA.
+
+    amwc = cfg.MODEL.AMWC = CN()
+    amwc.STAGE = "pretrain"  # "pretrain": cross-entropy; "end_to_end": PQ through the solver
+    amwc.THING_AREA = 200  # smaller thing segments become void (paper 4.1)
+    amwc.STUFF_AREA = 2048  # smaller stuff segments become void (COCO: 4096)
+    amwc.SOLVER_METHOD = "fast"  # "fast", "greedy" (Algorithm 2) or "best"
+    amwc.NUM_THREADS = 0  # threads that solve images; 0: as many as the process may use
+
+    # Stage 2. The gradient through the solver (Algorithm 1, equation 4).
+    amwc.ESTIMATOR = "warm_start"  # "same_solver", "warm_start" or "literal"
+    amwc.NUM_LAMBDAS = 5  # N
+    amwc.LAMBDA_RANGE = [1.0, 5000.0]  # lambda is uniform on it, drawn for every image and sample
+    amwc.COST_DROPOUT = 0.1  # share of pixels (class costs) and of edges set to zero
+    amwc.TRAINED_LAYERS = "classifiers"  # "classifiers" (paper), "heads", "decoders" or "all"
+    amwc.LEARN_COST_SCALES = False  # train the cost scales and offsets of costs.py as well
+    # The loss: 1 - PQ surrogate (equation 6).
+    amwc.PQ_LOSS = CN()
+    amwc.PQ_LOSS.WEIGHT = 10.0  # w: scales the perturbation (Cityscapes 10, COCO 100)
+    amwc.PQ_LOSS.SURROGATE = "symmetric"  # "paper" (equation 6), "authors" or "symmetric"
+    amwc.PQ_LOSS.MISS_WEIGHT = 0.1  # way back for missed objects, which equation 6 leaves out

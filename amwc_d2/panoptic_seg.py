@@ -1,0 +1,441 @@
+"""AMWCPanoptic: one image's way from pixels to a panoptic labelling.
+
+Shape shorthand in this module:
+
+    N: images    K: classes    D: distances    2: directions    h, w: the grid (stride 4)
+    J: channels of the PQ loss (panoptic labels of one image)
+"""
+
+import numpy as np
+import torch
+from detectron2.config import configurable
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_sem_seg_head
+from detectron2.modeling.postprocessing import sem_seg_postprocess
+from detectron2.projects.panoptic_deeplab import build_ins_embed_branch
+from detectron2.structures import ImageList
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from detectron2.utils.memory import retry_if_cuda_oom
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from amwc_d2.affinity_loss import affinity_loss, affinity_targets
+from amwc_d2.amwc_layer import AMWCLayer, SolverSettings, solve
+from amwc_d2.config import STAGES
+from amwc_d2.costs import Costs, check_finite
+from amwc_d2.datasets import check_panoptic_metadata
+from amwc_d2.edges import edge_ends
+from amwc_d2.post_processing import (
+    panoptic_result,
+    panoptic_to_instances,
+    segment_scores,
+    upsample_labels,
+)
+from amwc_d2.pq_loss import match_segments, one_hot_masks, pq_surrogate_loss
+from amwc_d2.target_generator import VOID
+
+TRAINED_LAYERS = ("classifiers", "heads", "decoders", "all")
+
+
+@META_ARCH_REGISTRY.register()
+class AMWCPanoptic(nn.Module):
+    """Panoptic segmentation by an asymmetric multiway cut over a network's costs."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        sem_seg_head: nn.Module,
+        ins_embed_head: nn.Module,
+        costs: Costs,
+        solver: SolverSettings,
+        thing_ids,
+        pixel_mean,
+        pixel_std,
+        size_divisibility: tuple[int, int] = (16, 16),
+        affinity_weight: float = 0.25,
+        affinity_top_k: float = 0.25,
+        stage: str = "pretrain",
+        trained_layers: str = "classifiers",
+        learn_cost_scales: bool = False,
+        pq_weight: float = 10.0,
+        pq_surrogate: str = "symmetric",
+        miss_weight: float = 0.1,
+        thing_area: int = 200,
+        stuff_area: int = 2048,
+    ):
+        """
+        Args:
+            backbone: image -> feature maps, as ``build_backbone`` makes them.
+            sem_seg_head: a ``PanopticDeepLabSemSegHead``.
+            ins_embed_head: an ``AMWCAffinityHead``.
+            costs: logits -> costs.
+            solver: how to solve and to differentiate the multiway cut.
+            thing_ids: contiguous ids of the thing classes (which may have many segments).
+            pixel_mean, pixel_std: per channel, in the order of INPUT.FORMAT.
+            size_divisibility: images are padded to multiples of this (height, width).
+            affinity_weight, affinity_top_k: stage 1's affinity loss.
+            stage: "pretrain" or "end_to_end".
+            trained_layers: what stage 2 trains: "classifiers" (the class predictor and the last
+                two layers of every affinity classifier, paper 4.2), "heads" (all after the
+                decoders), "decoders" (those too) or "all".
+            learn_cost_scales: train the scales and offsets of ``costs`` in stage 2.
+            pq_weight, pq_surrogate, miss_weight: stage 2's loss (``pq_loss``).
+            thing_area, stuff_area: smaller segments become void, in pixels of the image.
+
+        Raises:
+            ValueError: an unknown stage or set of layers.
+        """
+        super().__init__()
+        if stage not in STAGES:
+            raise ValueError(f"MODEL.AMWC.STAGE must be one of {STAGES}, got '{stage}'")
+        if trained_layers not in TRAINED_LAYERS:
+            raise ValueError(
+                f"MODEL.AMWC.TRAINED_LAYERS must be one of {TRAINED_LAYERS}, got '{trained_layers}'"
+            )
+        self.backbone = backbone
+        self.sem_seg_head = sem_seg_head
+        self.ins_embed_head = ins_embed_head
+        self.costs = costs
+        self.solver = solver
+        self.thing_ids = frozenset(thing_ids)
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+        self.size_divisibility = size_divisibility
+        self.stride = sem_seg_head.common_stride
+        self.affinity_weight = affinity_weight
+        self.affinity_top_k = affinity_top_k
+        self.stage = stage
+        self.pq_weight = pq_weight
+        self.pq_surrogate = pq_surrogate
+        self.miss_weight = miss_weight
+        self.thing_area = thing_area
+        self.stuff_area = stuff_area
+
+        for p in self.costs.parameters():
+            p.requires_grad = stage == "end_to_end" and learn_cost_scales
+        if stage == "end_to_end" and trained_layers != "all":
+            self._freeze_all_but(trained_layers)
+
+    @classmethod
+    def from_config(cls, cfg):
+        amwc = cfg.MODEL.AMWC
+        if amwc.STAGE == "end_to_end" and cfg.SOLVER.AMP.ENABLED:
+            raise ValueError(
+                "SOLVER.AMP.ENABLED must be False in stage 2 (MODEL.AMWC.STAGE end_to_end): the "
+                "gradient through the solver is not linear in the incoming one, so AMP's loss "
+                "scaling changes its direction."
+            )
+        name = (tuple(cfg.DATASETS.TRAIN) + tuple(cfg.DATASETS.TEST))[0]
+        check_panoptic_metadata(name, num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+        thing_ids = set(MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id.values())
+        backbone = build_backbone(cfg)
+        head = cfg.MODEL.INS_EMBED_HEAD
+        num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        # A generator of its own, so that N changes neither the data order nor the dropout.
+        seed = cfg.SEED + comm.get_rank() if cfg.SEED >= 0 else torch.initial_seed()
+        return {
+            "backbone": backbone,
+            "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
+            "ins_embed_head": build_ins_embed_branch(cfg, backbone.output_shape()),
+            "costs": Costs(num_classes, len(head.DISTANCES), dropout=amwc.COST_DROPOUT),
+            "solver": SolverSettings(
+                distances=tuple(head.DISTANCES),
+                partitionable=np.isin(np.arange(num_classes), sorted(thing_ids)),
+                method=amwc.SOLVER_METHOD,
+                num_threads=amwc.NUM_THREADS,
+                estimator=amwc.ESTIMATOR,
+                num_lambdas=amwc.NUM_LAMBDAS,
+                lambda_range=tuple(amwc.LAMBDA_RANGE),
+                generator=torch.Generator().manual_seed(seed),
+            ),
+            "thing_ids": thing_ids,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "size_divisibility": tuple(cfg.INPUT.CROP.SIZE) if cfg.INPUT.CROP.ENABLED else (32, 32),
+            "affinity_weight": head.LOSS_WEIGHT,
+            "affinity_top_k": head.LOSS_TOP_K,
+            "stage": amwc.STAGE,
+            "trained_layers": amwc.TRAINED_LAYERS,
+            "learn_cost_scales": amwc.LEARN_COST_SCALES,
+            "pq_weight": amwc.PQ_LOSS.WEIGHT,
+            "pq_surrogate": amwc.PQ_LOSS.SURROGATE,
+            "miss_weight": amwc.PQ_LOSS.MISS_WEIGHT,
+            "thing_area": amwc.THING_AREA,
+            "stuff_area": amwc.STUFF_AREA,
+        }
+
+    @property
+    def device(self):
+        return self.pixel_mean.device
+
+    # ---- what trains ---------------------------------------------------------------------------
+
+    def _freeze_all_but(self, trained_layers: str) -> None:
+        """Stage 2 trains the given layers and, as always, the costs' own parameters if asked."""
+        modules = [self.sem_seg_head.predictor]
+        modules += [m for c in self.ins_embed_head.classifiers for m in (c.conv2, c.predictor)]
+        if trained_layers in ("heads", "decoders"):
+            modules += [self.sem_seg_head.head, self.ins_embed_head.reduce]
+            modules += [c.conv1 for c in self.ins_embed_head.classifiers]
+        if trained_layers == "decoders":
+            modules += [self.sem_seg_head.decoder, self.ins_embed_head.decoder]
+        for module in (self.backbone, self.sem_seg_head, self.ins_embed_head):
+            module.requires_grad_(False)
+        for module in modules:
+            module.requires_grad_(True)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.requires_grad_(False)
+
+    def train(self, mode: bool = True):
+        """As ``nn.Module.train``; in stage 2 batch norm and dropout of the network stay frozen."""
+        super().train(mode)
+        if self.stage == "end_to_end":
+            for module in (self.backbone, self.sem_seg_head, self.ins_embed_head):
+                module.eval()
+        return self
+
+    # ---- the way of an image -------------------------------------------------------------------
+
+    def forward(self, batched_inputs: list[dict]):
+        """
+        Args:
+            batched_inputs: one dict an image, as ``AMWCDatasetMapper`` (training) or
+                ``DatasetMapper`` (inference) makes them: ``image`` (C, H, W); for training the
+                targets of ``AMWCTargetGenerator``; for inference optionally ``height`` and
+                ``width``, the output size.
+
+        Returns:
+            In training a dict of losses: ``loss_sem_seg`` and ``loss_affinity`` (stage 1) or
+            ``loss_pq`` (stage 2). Otherwise one dict an image:
+
+            * ``panoptic_seg``: int32 (H, W), 0 = void, and its ``segments_info``;
+            * ``sem_seg``: (K, H, W) class logits; ``classes``: int64 (H, W), the class that the
+              solver gives each pixel, before small segments are dropped;
+            * ``instances``: the thing segments with masks, boxes, classes and scores;
+            * ``amwc``: ``solver_seconds``, ``objective``, ``num_segments`` and ``segments``, the
+              solver's labels on the grid.
+        """
+        images = self.preprocess(batched_inputs)
+        class_logits, affinity_logits = self.logits(images.tensor)
+        if not self.training:
+            return self.inference(batched_inputs, images, class_logits, affinity_logits)
+        if self.stage == "pretrain":
+            return self.pretrain_losses(batched_inputs, images, class_logits, affinity_logits)
+        return self.end_to_end_loss(batched_inputs, images, class_logits, affinity_logits)
+
+    def preprocess(self, batched_inputs) -> ImageList:
+        """Normalise, and pad height and width separately to what the network needs."""
+        images = [x["image"].to(self.device) for x in batched_inputs]
+        images = [(x - self.pixel_mean) / self.pixel_std for x in images]
+        return self._pad(images, 0.0)
+
+    def _pad(self, tensors, value) -> ImageList:
+        """Batch tensors (..., H, W) of different sizes, padded at the right and the bottom."""
+        sizes = [tuple(t.shape[-2:]) for t in tensors]
+        target = [
+            -(-max(side) // divisor) * divisor
+            for side, divisor in zip(zip(*sizes), self.size_divisibility)
+        ]
+        padded = [
+            F.pad(t, (0, target[1] - w, 0, target[0] - h), value=value)
+            for t, (h, w) in zip(tensors, sizes)
+        ]
+        return ImageList(torch.stack(padded), sizes)
+
+    def _grid_sizes(self, images: ImageList) -> list[tuple[int, int]]:
+        """The part of the grid that is image: padding takes no part in the multiway cut."""
+        return [(-(-h // self.stride), -(-w // self.stride)) for h, w in images.image_sizes]
+
+    def logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Class logits (N, K, h, w) and affinity logits (N, D, 2, h, w) of padded images."""
+        features = self.backbone(images)
+        class_logits = self.sem_seg_head.layers(features)
+        return class_logits, self.ins_embed_head(features, class_logits)
+
+    def predict_costs(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The network's half: normalised, padded images -> node and edge costs.
+
+        This is the boundary for export; ``solver_cython.solve_amwc`` does the rest.
+
+        Args:
+            images: (N, 3, H, W), from ``preprocess(batched_inputs).tensor``.
+
+        Returns:
+            node costs (N, K, h, w) and edge costs (N, D, 2, h, w), float32.
+        """
+        return self.costs(*self.logits(images))
+
+    # ---- stage 1 -------------------------------------------------------------------------------
+
+    def pretrain_losses(self, batched_inputs, images, class_logits, affinity_logits):
+        """Top-k cross-entropy on classes and on the affinities of every distance (paper 4.2)."""
+
+        def target(key, value):
+            return self._pad([x[key].to(self.device) for x in batched_inputs], value).tensor
+
+        losses = self.sem_seg_head.losses(
+            class_logits,
+            target("sem_seg", self.sem_seg_head.ignore_value),
+            target("sem_seg_weights", 0.0),
+        )
+        segments, weights = self._on_grid(batched_inputs, "segments", "affinity_weights")
+        edge_target, edge_weight = affinity_targets(segments, weights, self.solver.distances)
+        by_distance = affinity_loss(
+            affinity_logits.float(), edge_target, edge_weight, self.affinity_top_k
+        )
+        storage = get_event_storage()
+        for d, value in zip(self.solver.distances, by_distance.tolist()):
+            storage.put_scalar(f"affinity/distance_{d}", value, smoothing_hint=True)
+        losses["loss_affinity"] = self.affinity_weight * by_distance.sum()
+        return losses
+
+    def _on_grid(self, batched_inputs, *keys):
+        """Pixel targets, padded as void and sampled at the centre of every grid cell."""
+        half = self.stride // 2
+        values = []
+        for key in keys:
+            padded = self._pad(
+                [x[key].to(self.device) for x in batched_inputs], VOID if key == "segments" else 0
+            )
+            values.append(padded.tensor[:, half :: self.stride, half :: self.stride])
+        return values
+
+    # ---- stage 2 -------------------------------------------------------------------------------
+
+    def end_to_end_loss(self, batched_inputs, images, class_logits, affinity_logits):
+        """Panoptic quality of the multiway cut, with a gradient through the solver (paper 3.3)."""
+        node_costs, edge_costs = self.costs(class_logits, affinity_logits)
+        node_costs, edge_costs = self.costs.drop(node_costs, edge_costs, self.solver.generator)
+        check_finite(node_costs, edge_costs)
+        grid_sizes = self._grid_sizes(images)
+        solutions = solve(node_costs, edge_costs, grid_sizes, self.solver)
+
+        (truth,) = self._on_grid(batched_inputs, "segments")
+        truth = truth.cpu()
+        valid = torch.zeros(truth.shape, dtype=torch.bool)
+        channels = []
+        for n, (x, s, (h, w)) in enumerate(zip(batched_inputs, solutions, grid_sizes)):
+            crowd = torch.cat([x["segment_crowd"], torch.tensor([True])])  # the last one: void
+            valid[n, :h, :w] = ~crowd[truth[n, :h, :w]]
+            channels.append(
+                match_segments(
+                    s.classes,
+                    s.segments,
+                    truth[n, :h, :w].numpy(),
+                    x["segment_classes"].numpy(),
+                    valid[n, :h, :w].numpy(),
+                )
+            )
+
+        count = max(len(c) for c in channels)
+        padded = [np.full(count - len(c), -1) for c in channels]
+        channel_class = np.stack([np.append(c.classes, p) for c, p in zip(channels, padded)])
+        ignored = np.stack([np.append(c.ignored, p < 0) for c, p in zip(channels, padded)])
+        predicted = torch.full(truth.shape, -1)
+        for n, (s, (h, w)) in enumerate(zip(solutions, grid_sizes)):
+            predicted[n, :h, :w] = torch.from_numpy(s.segments)
+        masks = torch.stack(
+            [one_hot_masks(z, c.predicted, count) for z, c in zip(predicted, channels)]
+        )
+        truth_masks = torch.stack(
+            [one_hot_masks(z, c.truth, count) for z, c in zip(truth, channels)]
+        )
+        weight = valid.float().to(self.device)
+        masks = AMWCLayer.apply(
+            *self._without_void_gradient(node_costs, edge_costs, weight),
+            masks.to(self.device),
+            channels,
+            solutions,
+            self.solver,
+        )
+        thresholds = [
+            self.thing_area if k in self.thing_ids else self.stuff_area
+            for k in range(node_costs.shape[1])
+        ]
+        loss = pq_surrogate_loss(
+            masks,
+            truth_masks.to(self.device),
+            weight,
+            torch.from_numpy(channel_class).to(self.device),
+            torch.tensor(thresholds, device=self.device) / self.stride**2,
+            surrogate=self.pq_surrogate,
+            miss_weight=self.miss_weight,
+            ignored=torch.from_numpy(ignored).to(self.device),
+        )
+        storage = get_event_storage()
+        storage.put_scalar("amwc/pq_surrogate", 1 - loss.item())
+        storage.put_scalar("amwc/segments", np.mean([s.segments.max() + 1 for s in solutions]))
+        storage.put_scalar("amwc/flip_rate", self.solver.flip_rate)  # of the step before
+        for part, seconds in self.solver.seconds.items():
+            storage.put_scalar(f"time/solver_{part}", seconds)
+        return {"loss_pq": self.pq_weight * loss}
+
+    def _without_void_gradient(self, node_costs, edge_costs, weight):
+        """The same costs; those of void cells, and of edges that end there, get no gradient."""
+        edges = []
+        for d in self.solver.distances:
+            anchor, other = edge_ends(weight, d)
+            edges.append(anchor * other)
+        node_weight, edge_weight = weight[:, None], torch.stack(edges, dim=1)
+        return (
+            node_costs * node_weight + node_costs.detach() * (1 - node_weight),
+            edge_costs * edge_weight + edge_costs.detach() * (1 - edge_weight),
+        )
+
+    # ---- inference -----------------------------------------------------------------------------
+
+    def inference(self, batched_inputs, images, class_logits, affinity_logits):
+        """Solve, upsample, drop small segments (paper 4.1)."""
+        node_costs, edge_costs = self.costs(class_logits, affinity_logits)
+        check_finite(node_costs, edge_costs)
+        grid_sizes = self._grid_sizes(images)
+        solutions = solve(node_costs, edge_costs, grid_sizes, self.solver)
+        seconds = self.solver.seconds["forward"] / len(solutions)
+
+        upsampled = F.interpolate(
+            class_logits.float(), scale_factor=self.stride, mode="bilinear", align_corners=False
+        )
+        results = []
+        for n, (x, s, (h, w)) in enumerate(zip(batched_inputs, solutions, grid_sizes)):
+            image_size = images.image_sizes[n]
+            size = x.get("height", image_size[0]), x.get("width", image_size[1])
+            classes = torch.from_numpy(s.classes).long().to(self.device)
+            segments = torch.from_numpy(s.segments).long().to(self.device)
+            segment_class = torch.zeros(int(segments.max()) + 1, dtype=torch.int64)
+            segment_class[segments.cpu().flatten()] = classes.cpu().flatten()
+            scores = segment_scores(
+                classes,
+                segments,
+                node_costs[n, :, :h, :w],
+                edge_costs[n, ..., :h, :w],
+                self.solver.distances,
+            )
+            panoptic_seg, segments_info = panoptic_result(
+                upsample_labels(segments, self.stride, image_size, size),
+                segment_class.tolist(),
+                scores.tolist(),
+                self.thing_ids,
+                self.thing_area,
+                self.stuff_area,
+            )
+            results.append(
+                {
+                    "panoptic_seg": (panoptic_seg, segments_info),
+                    "instances": panoptic_to_instances(panoptic_seg, segments_info),
+                    "sem_seg": retry_if_cuda_oom(sem_seg_postprocess)(
+                        upsampled[n], image_size, *size
+                    ),
+                    "classes": upsample_labels(classes, self.stride, image_size, size),
+                    "amwc": {
+                        "solver_seconds": seconds,
+                        "objective": float(s.objective),
+                        "num_segments": len(segment_class),
+                        "segments": s.segments,
+                    },
+                }
+            )
+        return results

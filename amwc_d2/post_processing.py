@@ -1,0 +1,120 @@
+"""From the solver's labels on the grid to panoptic results at the size of the image.
+
+Shape shorthand in this module:
+
+    K: classes    D: distances    2: directions    S: segments
+    h, w: the grid of one image (stride 4, padding cropped)    H, W: the output size
+"""
+
+import torch
+from detectron2.structures import BitMasks, Instances
+from torch import Tensor
+
+from amwc_d2.edges import cut_edges, edge_ends, edge_exists
+
+
+def upsample_labels(labels: Tensor, stride: int, image_size, output_size) -> Tensor:
+    """Nearest upsampling of grid labels to the output, in one step.
+
+    Args:
+        labels: (h, w), one cell for stride x stride pixels of the network's input.
+        stride: 4.
+        image_size: (height, width) of the input before padding.
+        output_size: (H, W).
+
+    Returns:
+        (H, W), the label of the cell that holds each output pixel's centre.
+    """
+    index = []
+    for cells, size, out in zip(labels.shape, image_size, output_size):
+        centre = (torch.arange(out, device=labels.device) + 0.5) * (size / out)
+        index.append((centre / stride).long().clamp(max=cells - 1))
+    return labels[index[0]][:, index[1]]
+
+
+def segment_scores(
+    classes: Tensor, segments: Tensor, node_costs: Tensor, edge_costs: Tensor, distances
+) -> Tensor:
+    """Certainty of every segment: minus equation 11, squashed to (0, 1); larger = more certain.
+
+    Equation 11 reads, for a segment p of class l: mean of c_V(., l) over p, plus the mean c_E of
+    the edges that leave p, minus the mean c_E of the edges inside p; a mean over nothing is 0.
+    The squashing (1 + t / (1 + |t|)) / 2 keeps the order and does not saturate.
+
+    Args:
+        classes, segments: int64 (h, w); segments from 0 without gaps.
+        node_costs: (K, h, w). edge_costs: (D, 2, h, w), at the anchor.
+
+    Returns:
+        float64 (S,).
+    """
+    count = int(segments.max()) + 1
+    flat = segments.flatten()
+
+    def mean(index, values):
+        total = torch.bincount(index, values.double(), minlength=count)
+        return total / torch.bincount(index, minlength=count).clamp(min=1)
+
+    node_mean = mean(flat, node_costs.gather(0, classes[None])[0].flatten())
+    exists = edge_exists(*segments.shape, distances, segments.device)
+    cut = cut_edges(segments, distances)
+    anchor, other = zip(*(edge_ends(segments, d) for d in distances))
+    anchor, other = torch.stack(anchor), torch.stack(other)
+    inside = exists & ~cut
+    inside_mean = mean(anchor[inside], edge_costs[inside])
+    leaving = torch.cat([anchor[cut], other[cut]])  # a cut edge leaves both its segments
+    leaving_mean = mean(leaving, edge_costs[cut].repeat(2))
+    certainty = inside_mean - leaving_mean - node_mean
+    return 0.5 * (1 + certainty / (1 + certainty.abs()))
+
+
+def panoptic_result(
+    segments: Tensor, segment_class, segment_score, thing_ids, thing_area: int, stuff_area: int
+):
+    """Drop small segments and list the others.
+
+    Args:
+        segments: int64 (H, W), segment of every pixel, from 0.
+        segment_class, segment_score: class and score of each of the S segments.
+        thing_ids: set of contiguous thing classes.
+        thing_area, stuff_area: segments with fewer pixels become void.
+
+    Returns:
+        panoptic_seg: int32 (H, W); 0 = void, otherwise the ``id`` of a segment.
+        segments_info: list of dicts ``id, category_id, isthing, area, score``.
+    """
+    areas = torch.bincount(segments.flatten(), minlength=len(segment_class)).tolist()
+    new_id = torch.zeros(len(segment_class), dtype=torch.int32)
+    segments_info = []
+    for index, (area, category, score) in enumerate(zip(areas, segment_class, segment_score)):
+        category = int(category)
+        isthing = category in thing_ids
+        if area == 0 or area < (thing_area if isthing else stuff_area):
+            continue
+        new_id[index] = len(segments_info) + 1
+        segments_info.append(
+            {
+                "id": len(segments_info) + 1,
+                "category_id": category,
+                "isthing": isthing,
+                "area": area,
+                "score": float(score),
+            }
+        )
+    return new_id.to(segments.device)[segments], segments_info
+
+
+def panoptic_to_instances(panoptic_seg: Tensor, segments_info) -> Instances:
+    """The thing segments as Detectron2 ``Instances`` with masks, boxes, classes and scores."""
+    things = [segment for segment in segments_info if segment["isthing"]]
+    device = panoptic_seg.device
+    ids = torch.tensor([s["id"] for s in things], dtype=torch.int32, device=device)
+    masks = panoptic_seg[None] == ids[:, None, None]
+    instances = Instances(tuple(panoptic_seg.shape))
+    instances.pred_masks = masks
+    instances.pred_boxes = BitMasks(masks).get_bounding_boxes()
+    instances.pred_classes = torch.tensor(
+        [s["category_id"] for s in things], dtype=torch.int64, device=device
+    )
+    instances.scores = torch.tensor([s["score"] for s in things], device=device)
+    return instances
