@@ -8,30 +8,28 @@ Detectron2's own ``coco_2017_*_panoptic`` and ``cityscapes_fine_panoptic_*``.
 Shape shorthand: H, W an image's height and width, K the classes.
 """
 
-import json
-import logging
+import difflib
 import os
 from functools import partial
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
+from tqdm import tqdm
 
 from amwc_d2 import toy_dataset
-
-logger = logging.getLogger(__name__)
+from amwc_d2.panoptic_format import (
+    CLASS_KEYS,
+    check_sample,
+    class_metadata,
+    load_panoptic_json,
+    read_panoptic_json,
+    read_panoptic_png,
+)
 
 SPLITS = ("train", "val")
 BUILTIN_FOLDERS = ("coco", "cityscapes")  # Detectron2 registers these itself
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
-CLASS_KEYS = (
-    "thing_classes",
-    "thing_colors",
-    "stuff_classes",
-    "stuff_colors",
-    "thing_dataset_id_to_contiguous_id",
-    "stuff_dataset_id_to_contiguous_id",
-)
+MAX_REPORTED = 10  # wrong samples listed in one error
 
 
 def datasets_root():
@@ -117,52 +115,10 @@ class _PanopticMetadata(Metadata):
         return super().as_dict()
 
     def _read_classes(self):
-        info = _read_json(self.panoptic_json)
+        info = read_panoptic_json(self.panoptic_json)
         self.__dict__.update(class_metadata(info["categories"], self.panoptic_json))
 
 
-def class_metadata(categories, source):
-    """Make Detectron2's class metadata from a JSON's categories.
-
-    Args:
-        categories (list[dict]): ``{"id", "name", "isthing"[, "color"]}``, in the classes' order.
-        source (str): where they come from, for the errors.
-
-    Returns:
-        dict: the six :data:`CLASS_KEYS`. Names and colours list all K classes twice, as things and
-        as stuff, as Detectron2's panoptic datasets do; the two id maps are disjoint.
-
-    Raises:
-        ValueError: an entry is incomplete, or an id comes twice.
-    """
-    for category in categories:
-        for key in ("id", "name", "isthing"):
-            if key not in category:
-                raise ValueError(
-                    f"{source}: category {category} has no '{key}'. Give each category an id, a "
-                    "name and isthing (1 for things, 0 for stuff)."
-                )
-    ids = [category["id"] for category in categories]
-    if not ids or len(set(ids)) < len(ids):
-        raise ValueError(f"{source}: category ids must be there and differ, got {ids}.")
-    names = [category["name"] for category in categories]
-    colors = [
-        list(category.get("color") or _palette(index)) for index, category in enumerate(categories)
-    ]
-    things, stuff = (
-        {c["id"]: index for index, c in enumerate(categories) if bool(c["isthing"]) == isthing}
-        for isthing in (True, False)
-    )
-    return dict(zip(CLASS_KEYS, (names, colors, list(names), list(colors), things, stuff)))
-
-
-def _palette(index):
-    """A colour [R, G, B] for a class without one: PASCAL VOC's rule, which never repeats."""
-    bits = [[index + 1 >> (3 * place + channel) & 1 for place in range(7)] for channel in range(3)]
-    return [sum(bit << (7 - place) for place, bit in enumerate(channel)) for channel in bits]
-
-
-# ---------------------------------------------------------------------------- loading
 def _load_toy(folder, split):
     if not toy_dataset.is_current(folder):
         toy_dataset.make_toy_dataset(folder)
@@ -171,145 +127,111 @@ def _load_toy(folder, split):
     )
 
 
-def _read_json(path):
-    if not os.path.isfile(path):
-        raise FileNotFoundError(
-            f"{path} does not exist. A panoptic dataset needs its JSON there: see "
-            "datasets/README.md, or register another path with register_panoptic_dataset()."
-        )
-    with open(path, encoding="utf-8") as file:
-        info = json.load(file)
-    for key in ("annotations", "categories"):
-        if not isinstance(info, dict) or not isinstance(info.get(key), list):
-            raise ValueError(
-                f"{path} has no list '{key}', so it is not in COCO-panoptic format. Expected "
-                '{"images": [...], "annotations": [...], "categories": [...]}.'
-            )
-    return info
-
-
-def load_panoptic_json(panoptic_json, image_root, panoptic_root, image_suffix=None):
-    """Load a COCO-panoptic JSON as Detectron2's dataset dicts.
+# ---------------------------------------------------------------------------- checks
+def check_panoptic_metadata(*names, num_classes=None):
+    """Check that datasets are registered, complete, and agree on their classes.
 
     Args:
-        panoptic_json, image_root, panoptic_root, image_suffix: as in
-            :func:`register_panoptic_dataset`.
+        names (str): datasets that one model is trained or evaluated on.
+        num_classes (int, optional): the model's K, if it is to be compared.
 
     Returns:
-        list[dict]: ``file_name``, ``image_id`` (as in the JSON), ``pan_seg_file_name``,
-        ``segments_info`` (contiguous ``category_id``, ``isthing``, ``iscrowd`` and the JSON's other
-        fields), and ``height``, ``width`` where ``images`` has them.
+        Metadata: the first one's.
 
     Raises:
-        FileNotFoundError: the JSON, an image or a PNG is missing.
-        ValueError: an entry is wrong; the message names the file, the image, the id and the fix.
+        KeyError: a name is not registered.
+        ValueError: a metadata field is missing or wrong, or classes differ from each other's or
+            from ``num_classes``.
     """
-    info = _read_json(panoptic_json)
-    classes = class_metadata(info["categories"], panoptic_json)
-    images = {image["id"]: image for image in info.get("images", [])}
-    find_image = _ImageFinder(image_root, image_suffix)
-    pngs = _list_files(panoptic_root)
-    samples = []
-    for annotation in info["annotations"]:
-        if "segments_info" not in annotation:
-            raise ValueError(
-                f"{panoptic_json}: the annotation of image {annotation.get('image_id')} has no "
-                "'segments_info'. This looks like an instances JSON; give the panoptic one."
+    for name in names:
+        if name not in DatasetCatalog and name not in MetadataCatalog:
+            close = difflib.get_close_matches(name, list(DatasetCatalog), n=3)
+            raise KeyError(
+                f"Dataset '{name}' is not registered. {f'Did you mean {close}? ' if close else ''}"
+                "A folder NAME with panoptic_train.json under $DETECTRON2_DATASETS becomes "
+                "NAME_panoptic_train; register_panoptic_dataset() takes any other layout."
             )
-        image_id, png = annotation["image_id"], annotation["file_name"]
-        if png not in pngs:
-            raise FileNotFoundError(
-                f"{Path(panoptic_root) / png} does not exist, but {panoptic_json} names it for "
-                f"image {image_id}. Add the PNG, or remove the annotation."
-            )
-        where = f"{panoptic_json}: image {image_id} ({png})"
-        image = images.get(image_id, {})
-        sample = {
-            "file_name": os.path.join(image_root, find_image(png, image.get("file_name"), where)),
-            "image_id": image_id,
-            "pan_seg_file_name": os.path.join(panoptic_root, png),
-            "segments_info": _convert_segments(annotation["segments_info"], classes, where),
-        }
-        sample.update((key, image[key]) for key in ("height", "width") if key in image)
-        samples.append(sample)
-    if not samples:
-        raise ValueError(f"{panoptic_json}: 'annotations' is empty, so there is nothing to load.")
-    logger.info("Loaded %d images from %s", len(samples), panoptic_json)
-    return samples
-
-
-def _convert_segments(segments_info, classes, where):
-    things, stuff = (classes[f"{kind}_dataset_id_to_contiguous_id"] for kind in ("thing", "stuff"))
-    converted, seen = [], set()
-    for segment in segments_info:
-        for key in ("id", "category_id", "area"):
-            if key not in segment:
-                raise ValueError(f"{where}: segment {segment} has no '{key}'. Add it to the JSON.")
-        category = segment["category_id"]
-        if category not in things and category not in stuff:
-            raise ValueError(
-                f"{where}: segment {segment['id']} has the unknown category {category}; known are "
-                f"{sorted([*things, *stuff], key=str)}. Add it to the JSON's categories, or "
-                "correct the segment."
-            )
-        if segment["id"] in seen or segment["id"] == 0:
-            raise ValueError(
-                f"{where}: segment id {segment['id']} comes twice, or is 0, which means void. "
-                "Give every segment its own id, and paint it so in the PNG."
-            )
-        seen.add(segment["id"])
-        isthing = category in things
-        contiguous = things[category] if isthing else stuff[category]
-        crowd = segment.get("iscrowd", 0)
-        changed = {"category_id": contiguous, "isthing": isthing, "iscrowd": crowd}
-        converted.append({**segment, **changed})
-    return converted
-
-
-def _list_files(root):
-    """List the files under ``root`` as a set of relative paths with forward slashes."""
-    if not os.path.isdir(root):
-        raise FileNotFoundError(
-            f"{root} is not a folder. Create it, or register the right one with "
-            "register_panoptic_dataset()."
+        _check_fields(name, MetadataCatalog.get(name))
+    first = MetadataCatalog.get(names[0])
+    if num_classes not in (None, len(first.stuff_classes)):
+        raise ValueError(
+            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}, but dataset '{names[0]}' has "
+            f"{len(first.stuff_classes)} classes. Set it to {len(first.stuff_classes)}."
         )
-    files = set()
-    for folder, _, names in os.walk(root, followlinks=True):
-        prefix = Path(folder).relative_to(root).as_posix() + "/"
-        files.update((prefix + name).removeprefix("./") for name in names)
-    return files
+    for name in names[1:]:
+        _check_same_classes(first, MetadataCatalog.get(name))
+    return first
 
 
-class _ImageFinder:
-    """Finds the image of a panoptic PNG among the files under ``image_root``."""
-
-    def __init__(self, image_root, suffix=None):
-        self.image_root, self.suffix = image_root, suffix
-        self.files = _list_files(image_root)
-        self.by_stem = {}
-        for file in sorted(self.files):
-            stem, extension = os.path.splitext(file)
-            if extension.lower() in IMAGE_SUFFIXES:
-                self.by_stem.setdefault(stem, []).append(file)
-
-    def __call__(self, png, listed_name, where):
-        """Return the image's relative path; ``listed_name`` is its name in ``images``, or None."""
-        stem = os.path.splitext(png)[0]
-        if self.suffix is not None:
-            found = [stem + self.suffix] if stem + self.suffix in self.files else []
-        elif listed_name in self.files:
-            found = [listed_name]
-        else:
-            found = self.by_stem.get(stem, [])
-        if len(found) == 1:
-            return found[0]
-        wanted = listed_name or stem + (self.suffix or ".*")
-        if found:
+def _check_fields(name, metadata):
+    for key in ("stuff_classes", "thing_dataset_id_to_contiguous_id",
+                "stuff_dataset_id_to_contiguous_id", "ignore_label"):  # fmt: skip
+        if not hasattr(metadata, key):
             raise ValueError(
-                f"{where}: several images fit, {found}. List the right one under 'images', or pass "
-                "image_suffix to register_panoptic_dataset()."
+                f"The metadata of dataset '{name}' has no '{key}'. register_panoptic_dataset() "
+                f"sets all of them; otherwise call MetadataCatalog.get('{name}').set({key}=...)."
             )
-        raise FileNotFoundError(
-            f"{where}: no image {wanted} in {self.image_root}. Add it, or pass image_suffix to "
-            "register_panoptic_dataset() if images are named after the PNGs with another ending."
+    things = set(metadata.thing_dataset_id_to_contiguous_id.values())
+    stuff = set(metadata.stuff_dataset_id_to_contiguous_id.values())
+    num_classes = len(metadata.stuff_classes)
+    if things | stuff != set(range(num_classes)):
+        raise ValueError(
+            f"The metadata of dataset '{name}' maps its categories to the contiguous ids "
+            f"{sorted(things | stuff)}, but stuff_classes has {num_classes} names. Expected each "
+            f"of 0..{num_classes - 1}, with stuff_classes naming all classes, things included. "
+            "(Detectron2's '*_separated' datasets do not do so: use the standard ones.)"
         )
+
+
+def _check_same_classes(first, other):
+    if list(first.stuff_classes) != list(other.stuff_classes):
+        raise ValueError(
+            f"Datasets '{first.name}' and '{other.name}' differ in their classes: "
+            f"{first.stuff_classes} and {other.stuff_classes}. A model numbers classes in the "
+            "order of the JSON's categories: write the same list into both JSONs."
+        )
+    ids = [set(m.thing_dataset_id_to_contiguous_id.values()) for m in (first, other)]
+    if ids[0] != ids[1]:
+        differing = [first.stuff_classes[k] for k in sorted(ids[0] ^ ids[1])]
+        raise ValueError(
+            f"Datasets '{first.name}' and '{other.name}' disagree on which classes are things: "
+            f"{differing}. Correct 'isthing' in the JSONs' categories."
+        )
+
+
+def check_panoptic_dataset(name, progress=True):
+    """Open every PNG and image header of a dataset and check them against the JSON.
+
+    Args:
+        name (str): a registered dataset.
+        progress (bool): show a progress bar.
+
+    Returns:
+        dict: ``images``, ``segments``, ``crowd_segments`` (counts) and ``void_fraction`` (of all
+        pixels).
+
+    Raises:
+        ValueError: lists up to ten wrong samples: ids that only one side knows, an area that is not
+            the number of pixels, an image and a PNG of different sizes, a file that does not open.
+    """
+    check_panoptic_metadata(name)
+    samples = DatasetCatalog.get(name)
+    problems, void, pixels = [], 0, 0
+    for sample in tqdm(samples, desc=f"checking {name}", unit="image", disable=not progress):
+        try:
+            panoptic = read_panoptic_png(sample["pan_seg_file_name"])
+            check_sample(panoptic, sample)
+        except (OSError, ValueError) as error:
+            problems.append(f"{type(error).__name__}: {error}")
+            continue
+        void, pixels = void + int((panoptic == 0).sum()), pixels + panoptic.size
+    if problems:
+        shown = "\n  ".join(problems[:MAX_REPORTED])
+        raise ValueError(f"{len(problems)} of {len(samples)} samples of '{name}':\n  {shown}")
+    segments = [segment for sample in samples for segment in sample["segments_info"]]
+    return {
+        "images": len(samples),
+        "segments": len(segments),
+        "crowd_segments": sum(segment.get("iscrowd", 0) for segment in segments),
+        "void_fraction": void / pixels,
+    }
