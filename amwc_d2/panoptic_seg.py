@@ -122,12 +122,6 @@ class AMWCPanoptic(nn.Module):
     @classmethod
     def from_config(cls, cfg):
         amwc = cfg.MODEL.AMWC
-        if amwc.STAGE == "end_to_end" and cfg.SOLVER.AMP.ENABLED:
-            raise ValueError(
-                "SOLVER.AMP.ENABLED must be False in stage 2 (MODEL.AMWC.STAGE end_to_end): the "
-                "gradient through the solver is not linear in the incoming one, so AMP's loss "
-                "scaling changes its direction."
-            )
         name = (tuple(cfg.DATASETS.TRAIN) + tuple(cfg.DATASETS.TEST))[0]
         check_panoptic_metadata(name, num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
         thing_ids = set(MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id.values())

@@ -174,10 +174,10 @@ def pq_surrogate_loss(
         denominator = denominator + matched * 0.5 * (1 - h) * (1 + s)
 
     def by_class(values):
-        return torch.zeros(num_classes, device=values.device).index_add(
+        return values.new_zeros(num_classes).index_add(
             0, classes.flatten(), (values * present).flatten()
         )
 
-    in_batch = by_class((has_prediction | has_truth).float()) > 0
+    in_batch = by_class((has_prediction | has_truth).to(u.dtype)) > 0
     quality = by_class(numerator) / by_class(denominator).clamp(min=1e-6)
     return 1 - quality[in_batch].mean()
