@@ -86,33 +86,41 @@ def average_precision(true, predicted, image_ids, category_ids):
         (at most 100 detections an image), and ``AP_all``, the same as ``AP`` without that limit.
         NaN where the ground truth has nothing of the kind.
     """
-    most = max(np.unique([p["image_id"] for p in predicted], return_counts=True)[1], default=0)
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(
-            _index(true, image_ids, category_ids),
-            _index(predicted, image_ids, category_ids),
-            "segm",
-        )
-        evaluation.params.maxDets = [COCO_MAX_DETECTIONS, max(COCO_MAX_DETECTIONS, int(most))]
-        evaluation.evaluate()
-        evaluation.accumulate()
+    true = _index(true, image_ids, category_ids)
+    found = _index(predicted, image_ids, category_ids)
     # (IoU threshold, recall, category, area range: all small medium large, detections)
-    precision = evaluation.eval["precision"]
+    precision = _precision(true, found, COCO_MAX_DETECTIONS)
 
-    def mean(threshold=slice(None), area=0, limit=0):
-        values = precision[threshold, :, :, area, limit]
+    def mean(precision, threshold=slice(None), area=0):
+        values = precision[threshold, :, :, area, 0]
         values = values[values > -1]
         return 100 * float(values.mean()) if values.size else float("nan")
 
-    return {
-        "AP": mean(),
-        "AP50": mean(threshold=0),
-        "AP75": mean(threshold=5),
-        "APs": mean(area=1),
-        "APm": mean(area=2),
-        "APl": mean(area=3),
-        "AP_all": mean(limit=1),
+    results = {
+        "AP": mean(precision),
+        "AP50": mean(precision, threshold=0),
+        "AP75": mean(precision, threshold=5),
+        "APs": mean(precision, area=1),
+        "APm": mean(precision, area=2),
+        "APl": mean(precision, area=3),
     }
+    most = max((len(found.imgToAnns[i]) for i in image_ids), default=0)
+    if most > COCO_MAX_DETECTIONS:
+        precision = _precision(true, found, most, all_areas=False)
+    return {**results, "AP_all": mean(precision)}
+
+
+def _precision(true, found, max_detections, all_areas=True):
+    """Precision (thresholds, recalls, categories, area ranges, 1) of two indices."""
+    evaluation = COCOeval(true, found, "segm")
+    evaluation.params.maxDets = [max_detections]
+    if not all_areas:
+        evaluation.params.areaRng = evaluation.params.areaRng[:1]
+        evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation.eval["precision"]
 
 
 def _encode(mask):
@@ -128,5 +136,6 @@ def _index(instances, image_ids, category_ids):
         "categories": [{"id": i} for i in category_ids],
         "annotations": [{**instance, "id": i} for i, instance in enumerate(instances, start=1)],
     }
-    coco.createIndex()
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
     return coco
