@@ -96,8 +96,8 @@ def load_panoptic_json(panoptic_json, image_root, panoptic_root, image_suffix=No
 
     Returns:
         list[dict]: ``file_name``, ``image_id`` (as in the JSON), ``pan_seg_file_name``,
-        ``segments_info`` (contiguous ``category_id``, ``isthing``, ``iscrowd`` and the JSON's other
-        fields), and ``height``, ``width`` where ``images`` has them.
+        ``segments_info`` (contiguous ``category_id``, ``isthing`` and the JSON's other fields),
+        and ``height``, ``width`` where ``images`` has them.
 
     Raises:
         FileNotFoundError: the JSON, an image or a PNG is missing.
@@ -141,7 +141,7 @@ def _convert_segments(segments_info, classes, where):
     things, stuff = (classes[f"{kind}_dataset_id_to_contiguous_id"] for kind in ("thing", "stuff"))
     converted, seen = [], set()
     for segment in segments_info:
-        for key in ("id", "category_id", "area"):
+        for key in ("id", "category_id", "area", "iscrowd"):  # panopticapi needs all of them
             if key not in segment:
                 raise ValueError(f"{where}: segment {segment} has no '{key}'. Add it to the JSON.")
         category = segment["category_id"]
@@ -159,9 +159,7 @@ def _convert_segments(segments_info, classes, where):
         seen.add(segment["id"])
         isthing = category in things
         contiguous = things[category] if isthing else stuff[category]
-        crowd = segment.get("iscrowd", 0)
-        changed = {"category_id": contiguous, "isthing": isthing, "iscrowd": crowd}
-        converted.append({**segment, **changed})
+        converted.append({**segment, "category_id": contiguous, "isthing": isthing})
     return converted
 
 

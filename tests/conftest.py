@@ -1,0 +1,93 @@
+"""Fixtures: a throw-away ``$DETECTRON2_DATASETS`` with a tiny toy set and a fake Cityscapes tree.
+
+The variable is set here, before anything imports Detectron2, because Detectron2 reads it once, at
+import. Subprocesses inherit it.
+"""
+
+import contextlib
+import io
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+
+_scratch = tempfile.TemporaryDirectory(prefix="amwc_d2_tests_")
+DATASETS = Path(_scratch.name)
+os.environ["DETECTRON2_DATASETS"] = str(DATASETS)
+for _name in ("coco", "dsb2018"):
+    if (SHARED_DATA / _name).is_dir():
+        (DATASETS / _name).symlink_to(SHARED_DATA / _name, target_is_directory=True)
+
+
+@pytest.fixture(scope="session")
+def repository():
+    """The repository's root, a Path."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """``../shared/data``, whose coco and dsb2018 are registered; skips where it is absent."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("needs the real images of ../shared/data, which is not here")
+    import amwc_d2  # noqa: F401
+
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def toy_root():
+    """Folder of a toy set of 12 + 6 images, loaded as ``toy_panoptic_{train,val}``."""
+    from amwc_d2.toy_dataset import make_toy_dataset
+
+    return make_toy_dataset(DATASETS / "toy", num_train=12, num_val=6)
+
+
+@pytest.fixture(scope="session")
+def fake_cityscapes():
+    """A Cityscapes tree with 2 train and 2 val images (128x256), drawn by the toy generator.
+
+    ``cityscapes_fine_panoptic_{train,val}``, and Detectron2's other Cityscapes names, read it.
+    """
+    from cityscapesscripts.preparation.createPanopticImgs import convert2panoptic
+
+    root = DATASETS / "cityscapes"
+    for split, first_seed in (("train", 0), ("val", 10)):
+        for index in range(2):
+            _write_cityscapes_image(root, split, index, first_seed + index)
+    with contextlib.redirect_stdout(io.StringIO()):
+        convert2panoptic(str(root / "gtFine"), setNames=["train", "val"])
+    return root
+
+
+def _write_cityscapes_image(root, split, index, seed):
+    """Write one image with its instanceIds (uint16), labelIds and labelTrainIds."""
+    from cityscapesscripts.helpers.labels import id2label
+    from PIL import Image
+
+    from amwc_d2.toy_scenes import draw_scene
+
+    image, segments, segments_info = draw_scene(np.random.default_rng(seed))
+    instance_ids = np.zeros(segments.shape, np.uint16)
+    for segment in segments_info:
+        class_id = segment["category_id"]  # the toy set has Cityscapes' ids
+        countable = id2label[class_id].hasInstances and not segment["iscrowd"]
+        instance_ids[segments == segment["id"]] = segment["id"] if countable else class_id
+    label_ids = np.where(instance_ids < 1000, instance_ids, instance_ids // 1000)
+    train_ids = np.vectorize(lambda label: id2label[label].trainId % 256)(label_ids)
+
+    stem = f"toytown_{index:06d}_000019"
+    files = {
+        f"leftImg8bit/{split}/toytown/{stem}_leftImg8bit.png": image,
+        f"gtFine/{split}/toytown/{stem}_gtFine_instanceIds.png": instance_ids,
+        f"gtFine/{split}/toytown/{stem}_gtFine_labelIds.png": label_ids.astype(np.uint8),
+        f"gtFine/{split}/toytown/{stem}_gtFine_labelTrainIds.png": train_ids.astype(np.uint8),
+    }
+    for name, pixels in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(root / name)
