@@ -145,7 +145,7 @@ class AMWCPanopticEvaluator(DatasetEvaluator):
             inputs (list[dict]): with ``image_id``.
             outputs (list[dict]): the model's. ``panoptic_seg``: int tensor (H, W), 0 = void, and
                 its ``segments_info``. Optional: ``classes`` int (H, W), ``sem_seg`` (K, H, W),
-                ``instances``, ``amwc`` (a dict of numbers).
+                ``instances``, ``amwc`` (a dict; its numbers are averaged).
         """
         for given, output in zip(inputs, outputs):
             self._jobs.append(self._pool.submit(self._compare, *self._unpack(given, output)))
@@ -184,8 +184,9 @@ class AMWCPanopticEvaluator(DatasetEvaluator):
             instances = instance_ap.predicted_instances(
                 output["instances"], self._to_dataset, image_id
             )
-        result = ImageResult(true, pred, dict(output.get("amwc", {})), pred_instances=instances)
-        return result, ids.cpu().numpy(), classes
+        numbers = output.get("amwc", {}).items()
+        solver = {key: value for key, value in numbers if isinstance(value, (int, float))}
+        return ImageResult(true, pred, solver, pred_instances=instances), ids.cpu().numpy(), classes
 
     def _compare(self, result, pred_ids, classes):
         """Compare one image, except for what panopticapi does, and write its prediction."""

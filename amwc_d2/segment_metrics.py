@@ -175,7 +175,7 @@ def panoptic_quality(records, categories):
     return 100 * float(np.mean(values)) if values else float("nan")
 
 
-def count_splits_and_merges(pairs, true_things, pred_things, share=0.1):
+def count_splits_and_merges(pairs, true_things, pred_things, share=0.25):
     """Count things that several predictions share, and predictions that swallow several things.
 
     Args:
