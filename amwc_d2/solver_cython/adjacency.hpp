@@ -142,6 +142,36 @@ public:
         list = List{nullptr, nullptr, 0, 0, -1, -1};
     }
 
+    // Contracts j into i: parallel edges are summed, j loses all. touched = positions in i's list
+    // of the neighbours that j brought or shared.
+    void contract(uint32_t i, uint32_t j, std::vector<uint32_t>& touched) {
+        touched.clear();
+        const uint32_t direct = find(lists[i], j);
+        if (direct != kNone) remove(lists[i], direct);
+        const List gone = lists[j];
+        for (uint32_t s = 0; s < gone.size; s++) {
+            const uint32_t h = gone.ids[s];
+            if (h == i) continue;
+            float w = gone.weights()[s];
+            uint32_t e = gone.edges()[s];
+            const uint32_t back = find(lists[h], j);
+            uint32_t at = find(lists[i], h);
+            if (at == kNone) {
+                at = append(lists[i], h, w, e);
+                rename(lists[h], back, i);
+            } else {
+                w = lists[i].weights()[at] += w;
+                e = lists[i].edges()[at] = std::min(lists[i].edges()[at], e);
+                remove(lists[h], back);
+                const uint32_t mirror = find(lists[h], i);
+                lists[h].weights()[mirror] = w;
+                lists[h].edges()[mirror] = e;
+            }
+            touched.push_back(at);
+        }
+        clear(lists[j]);
+    }
+
 private:
     WordPool pool_;
 

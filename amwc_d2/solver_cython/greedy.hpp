@@ -213,7 +213,7 @@ private:
         for (int k = 0; k < K_; k++) ri[k] += rj[k];
         reduce(i);
         link(i);
-        contract(i, j);
+        adjacency_.contract(i, j, touched_);
         key_[j] = kNever;
         if (a == i) {
             rescan(i);  // the edge it answered with is gone
@@ -224,35 +224,6 @@ private:
                     offer(i, list.ids[s], list.weights()[s], list.edges()[s]);
         }
         if (!same) revisit(i, label[i] == old_label);
-    }
-
-    // Moves the edges of j to i; touched_ = their positions in the list of i.
-    void contract(uint32_t i, uint32_t j) {
-        touched_.clear();
-        auto& lists = adjacency_.lists;
-        adjacency_.remove(lists[i], adjacency_.find(lists[i], j));
-        const auto gone = lists[j];
-        for (uint32_t s = 0; s < gone.size; s++) {
-            const uint32_t h = gone.ids[s];
-            if (h == i) continue;
-            float w = gone.weights()[s];
-            uint32_t e = gone.edges()[s];
-            const uint32_t back = adjacency_.find(lists[h], j);
-            uint32_t at = adjacency_.find(lists[i], h);
-            if (at == kNone) {
-                at = adjacency_.append(lists[i], h, w, e);
-                adjacency_.rename(lists[h], back, i);
-            } else {
-                w = lists[i].weights()[at] += w;
-                e = lists[i].edges()[at] = std::min(lists[i].edges()[at], e);
-                adjacency_.remove(lists[h], back);
-                const uint32_t mirror = adjacency_.find(lists[h], i);
-                lists[h].weights()[mirror] = w;
-                lists[h].edges()[mirror] = e;
-            }
-            touched_.push_back(at);
-        }
-        adjacency_.clear(lists[j]);
     }
 
     // After a merge of different classes: neighbours whose similarity to i may have risen.

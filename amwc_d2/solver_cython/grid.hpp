@@ -39,6 +39,23 @@ struct Grid {
             }
     }
 
+    // Calls f(q, weight) for every edge at p, in a fixed order.
+    template <class F>
+    void for_each_neighbour(uint32_t p, F f) const {
+        const int y = int(p / uint32_t(W)), x = int(p % uint32_t(W));
+        const size_t n = pixels();
+        const float* right = edge;
+        for (int d = 0; d < D; d++, right += 2 * n) {
+            const int step = dist[d];
+            const float* down = right + n;
+            const size_t shift = size_t(step) * W;
+            if (x >= step) f(p - step, right[p - step]);
+            if (x + step < W) f(p + step, right[p]);
+            if (y >= step) f(uint32_t(p - shift), down[p - shift]);
+            if (y + step < H) f(uint32_t(p + shift), down[p]);
+        }
+    }
+
     float cost(uint32_t p, int k) const { return node[size_t(k) * pixels() + p]; }
 };
 

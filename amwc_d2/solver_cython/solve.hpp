@@ -4,8 +4,11 @@
 #include <cstdint>
 #include <vector>
 
+#include "clusters.hpp"
 #include "greedy.hpp"
 #include "grid.hpp"
+#include "label_first.hpp"
+#include "moves.hpp"
 
 namespace amwc {
 
@@ -26,8 +29,28 @@ class Solver {
 public:
     double amwc(const Grid& grid, const uint8_t* partitionable, int method, int32_t* classes,
                 int32_t* segments) {
-        (void)method;
-        return greedy(grid, partitionable, classes, segments);
+        if (method != kFast) return greedy(grid, partitionable, classes, segments);
+        return fast(grid, partitionable, classes, segments);
+    }
+
+    double fast(const Grid& g, const uint8_t* thing, int32_t* classes, int32_t* z) {
+        Labelling l{z, {}, nullptr, thing, 1e-5f * edge_scale(g)};
+        label_first_.start(g, thing, z, l.class_of);
+        l.cheapest = label_first_.cheapest.data();
+        home_.resize(g.K);
+        for (int k = 0; k < g.K; k++) home_[k] = thing[k] ? -1 : k;
+        joins_.run(g, l);
+        for (int round = 0; round < 2; round++) {
+            moves_.start(g, z, l.class_of.data(), l.class_of.size(), l.cheapest, home_.data(),
+                         l.epsilon);
+            moves_.run(g, 32);
+            if (pieces_.run(g, l, moves_)) moves_.run(g, 32);
+            if (!joins_.run(g, l)) break;
+        }
+        const size_t n = g.pixels();
+        for (size_t p = 0; p < n; p++) classes[p] = l.class_of[z[p]];
+        canonical(z, n, l.class_of.size(), scratch_);
+        return objective(g, classes, z);
     }
 
     double amwc_graph(const Graph& graph, const uint8_t* partitionable, int method,
@@ -104,6 +127,11 @@ public:
 
 private:
     Greedy greedy_;
+    LabelFirst label_first_;
+    NodeMoves moves_;
+    PieceMoves pieces_;
+    Joins joins_;
+    std::vector<int32_t> home_;
 
     static int32_t cheapest(const Grid& g, size_t p) {
         int32_t best = 0;

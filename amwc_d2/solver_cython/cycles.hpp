@@ -1,0 +1,172 @@
+// Conflicted cycles for the lower bound (bound.hpp): one repulsive edge, the rest attractive.
+//
+// A cycle of n attractive edges takes its weight from each of them, so short cycles come first.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "bound.hpp"
+#include "grid.hpp"
+
+namespace amwc {
+
+// On a grid, cycles need no search. A repulsive edge from p to p + a is closed by
+//   ladders  p -> p + b -> p + a + b -> p + a, for every offset b of the grid: a parallel edge;
+//   lines    a / b edges of a shorter distance b that divides a.
+class GridCycles {
+public:
+    explicit GridCycles(const Grid& grid) : g_(grid) {
+        for (int d = 0; d < g_.D; d++)
+            for (int dir = 0; dir < 2; dir++)
+                if (g_.dist[d] < (dir ? g_.H : g_.W)) {
+                    axes_.push_back({d, dir, g_.dist[d]});
+                    longest_ = std::max(longest_, g_.dist[d]);
+                }
+        path_.resize(size_t(longest_) + 3);
+    }
+
+    void pack(std::vector<DualEdge>& edges) {
+        for (const Axis& a : axes_)
+            for (int y = 0; y < (a.dir ? g_.H - a.length : g_.H); y++)
+                for (int x = 0; x < (a.dir ? g_.W : g_.W - a.length); x++) {
+                    DualEdge& edge = edges[index(a, y, x)];
+                    if (edge.cost < 0 && edge.free() > 0 && !ladders(edges, edge, a, y, x))
+                        lines(edges, edge, a, y, x);
+                }
+    }
+
+private:
+    struct Axis {
+        int d, dir, length;
+    };
+
+    const Grid& g_;
+    std::vector<Axis> axes_;
+    std::vector<DualEdge*> path_;
+    int longest_ = 0;
+
+    size_t index(const Axis& a, int y, int x) const {
+        return ((size_t(a.d) * 2 + a.dir) * g_.H + y) * g_.W + x;
+    }
+
+    bool ladders(std::vector<DualEdge>& edges, DualEdge& edge, const Axis& a, int y, int x) {
+        const int ay = a.dir ? a.length : 0, ax = a.dir ? 0 : a.length;
+        for (const Axis& b : axes_) {
+            if (b.d == a.d && b.dir == a.dir) continue;
+            for (int sign = -1; sign <= 1; sign += 2) {
+                const int by = y + (b.dir ? sign * b.length : 0);
+                const int bx = x + (b.dir ? 0 : sign * b.length);
+                if (by < 0 || bx < 0 || by + ay >= g_.H || bx + ax >= g_.W) continue;
+                path_[0] = &edges[index(a, by, bx)];
+                path_[1] = &edges[index(b, std::min(y, by), std::min(x, bx))];
+                path_[2] = &edges[index(b, std::min(y, by) + ay, std::min(x, bx) + ax)];
+                if (pack_cycle(edge, path_.data(), 3)) return true;
+            }
+        }
+        return false;
+    }
+
+    void lines(std::vector<DualEdge>& edges, DualEdge& edge, const Axis& a, int y, int x) {
+        for (auto b = axes_.rbegin(); b != axes_.rend(); ++b) {
+            if (b->dir != a.dir || b->length >= a.length || a.length % b->length) continue;
+            const int count = a.length / b->length;
+            for (int s = 0; s < count; s++)
+                path_[s] = &edges[index(*b, y + (a.dir ? s * b->length : 0),
+                                        x + (a.dir ? 0 : s * b->length))];
+            if (pack_cycle(edge, path_.data(), count)) return;
+        }
+    }
+};
+
+// On any graph: shortest cycles by breadth-first search over attractive edges with cost left, for
+// every repulsive edge, the shortest of all first.
+template <class Costs>
+class SearchedCycles {
+public:
+    explicit SearchedCycles(const Costs& costs) : g_(costs), first_(costs.pixels() + 1, 0) {
+        g_.for_each_edge([&](uint32_t p, uint32_t q, float w, uint32_t) {
+            if (w > 0) first_[p + 1]++, first_[q + 1]++;
+        });
+        for (size_t p = 0; p < g_.pixels(); p++) first_[p + 1] += first_[p];
+        arcs_.resize(first_[g_.pixels()]);
+        std::vector<size_t> end(first_.begin(), first_.end() - 1);
+        g_.for_each_edge([&](uint32_t p, uint32_t q, float w, uint32_t e) {
+            if (w > 0) arcs_[end[p]++] = {q, e}, arcs_[end[q]++] = {p, e};
+        });
+        from_.resize(g_.pixels());
+        seen_.assign(g_.pixels(), 0);
+    }
+
+    void pack(std::vector<DualEdge>& edges) {
+        for (int length : {3, 6, kLongest})
+            g_.for_each_edge([&](uint32_t p, uint32_t q, float, uint32_t e) {
+                DualEdge& edge = edges[e];
+                while (edge.cost < 0 && edge.free() > 0 && find(edges, p, q, length))
+                    if (pack_cycle(edge, path_.data(), int(path_.size()))) break;
+            });
+    }
+
+private:
+    static constexpr int kLongest = 12;        // attractive edges in a cycle
+    static constexpr size_t kVisits = 300;    // nodes looked at for one cycle
+
+    struct Arc {
+        uint32_t to, edge;
+    };
+
+    const Costs& g_;
+    std::vector<size_t> first_;
+    std::vector<Arc> arcs_;
+    std::vector<Arc> from_;  // node and edge by which a node was reached
+    std::vector<uint32_t> seen_, queue_;
+    uint32_t search_ = 0;
+    std::vector<DualEdge*> path_;
+
+    // Fills path_ with the edges of a shortest path from p to q of at most `length` edges.
+    bool find(std::vector<DualEdge>& edges, uint32_t p, uint32_t q, int length) {
+        search_++;
+        queue_.assign(1, p);
+        seen_[p] = search_;
+        size_t head = 0, level = 1;
+        for (int depth = 0; depth < length && head < queue_.size(); depth++, level = queue_.size())
+            for (; head < level; head++)
+                for (size_t s = first_[queue_[head]]; s < first_[queue_[head] + 1]; s++) {
+                    const Arc arc = arcs_[s];
+                    if (seen_[arc.to] == search_ || !(edges[arc.edge].free() > 0)) continue;
+                    seen_[arc.to] = search_;
+                    from_[arc.to] = {queue_[head], arc.edge};
+                    if (arc.to == q) return trace(edges, p, q);
+                    queue_.push_back(arc.to);
+                    if (queue_.size() > kVisits) return false;
+                }
+        return false;
+    }
+
+    bool trace(std::vector<DualEdge>& edges, uint32_t p, uint32_t q) {
+        path_.clear();
+        for (; q != p; q = from_[q].to) path_.push_back(&edges[from_[q].edge]);
+        return true;
+    }
+};
+
+// Lower bound with at most `sweeps` message sweeps; cycles are packed between the first ones.
+// Stops early when a sweep closes less than `tolerance` of what has been closed so far.
+template <class Costs, class Cycles>
+double lower_bound(const Costs& costs, const uint8_t* partitionable, int sweeps, double tolerance) {
+    LowerBound<Costs> bound(costs, partitionable);
+    Cycles cycles(costs);
+    const double trivial = bound.value();
+    double before = trivial;
+    for (int s = 0; s < sweeps; s++) {
+        bound.sweep();
+        if (s < 4 || s % 4 == 0) cycles.pack(bound.edges);
+        const double now = bound.value();
+        if (s >= 4 && now - before <= tolerance * (now - trivial)) break;
+        before = now;
+    }
+    return bound.evaluate();
+}
+
+}  // namespace amwc

@@ -1,0 +1,213 @@
+// Label first: the fast solver for grids.
+//
+// 1. Every pixel takes its cheapest class. A stuff pixel is in the one cluster of its class.
+// 2. Thing pixels only: strong unit edges inside small tiles are joined, and Algorithm 2 runs on
+//    the graph of the pieces.
+// 3. Pixel moves (moves.hpp), moves of small connected pieces, joins of clusters, until settled.
+// No graph of the pixels is built: costs are read where they lie.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "greedy.hpp"
+#include "grid.hpp"
+#include "moves.hpp"
+
+namespace amwc {
+
+// Class of lowest cost of every pixel (the lowest class of several).
+inline void cheapest_classes(const Grid& g, int32_t* out) {
+    constexpr size_t kChunk = 1024;
+    float best[kChunk];
+    const size_t n = g.pixels();
+    for (size_t start = 0; start < n; start += kChunk) {
+        const int count = int(std::min(kChunk, n - start));
+        const float* cost = g.node + start;
+        int32_t* label = out + start;
+        for (int p = 0; p < count; p++) best[p] = cost[p], label[p] = 0;
+        for (int k = 1; k < g.K; k++) {
+            cost += n;
+            for (int p = 0; p < count; p++) {
+                const bool less = cost[p] < best[p];
+                label[p] = less ? k : label[p];
+                best[p] = less ? cost[p] : best[p];
+            }
+        }
+    }
+}
+
+// Mean |cost| of a fixed sample of the unit edges: the scale that thresholds are relative to.
+inline float edge_scale(const Grid& g) {
+    if (!g.D) return 0;
+    const size_t n = 2 * g.pixels();
+    double sum = 0;
+    size_t count = 0;
+    for (size_t p = 0; p < n; p += 17, count++) sum += std::abs(g.edge[p]);
+    return float(sum / double(count));
+}
+
+class LabelFirst {
+public:
+    std::vector<int32_t> cheapest;
+
+    // Fills z (clusters) and class_of; stuff class k is cluster k, thing clusters follow from K.
+    void start(const Grid& g, const uint8_t* thing, int32_t* z, std::vector<int32_t>& class_of) {
+        cheapest.resize(g.pixels());
+        cheapest_classes(g, cheapest.data());
+        pieces(g, thing, z);
+        aggregate(g, z);
+        greedy_.run(quotient_);
+        class_of.resize(g.K);
+        for (int k = 0; k < g.K; k++) class_of[k] = k;
+        id_.assign(quotient_.N, -1);
+        for (uint32_t c = 0; c < quotient_.N; c++) {
+            const uint32_t root = greedy_.root(c);
+            const int32_t k = used_[greedy_.label[root]];
+            if (thing[k] && id_[root] < 0) {
+                id_[root] = int32_t(class_of.size());
+                class_of.push_back(k);
+            }
+            id_[c] = thing[k] ? id_[root] : k;
+        }
+        for (size_t i = 0; i < pixel_.size(); i++) z[pixel_[i]] = id_[piece_[i]];
+    }
+
+private:
+    static constexpr int kTile = 4;
+    static constexpr float kJoin = 0.75f;  // join inside a tile above this times the edge scale
+
+    // Pieces in contraction: a graph with node costs for the classes in use.
+    struct Quotient {
+        size_t N = 0;
+        int K = 0;
+        std::vector<float> node, weight;
+        std::vector<uint32_t> from, to;
+        size_t pixels() const { return N; }
+        float cost(uint32_t c, int k) const { return node[size_t(c) * K + k]; }
+        template <class F>
+        void for_each_edge(F f) const {
+            for (size_t e = 0; e < from.size(); e++) f(from[e], to[e], weight[e], uint32_t(e));
+        }
+    };
+
+    std::vector<uint32_t> pixel_;   // thing pixels in the order of tiles and pieces
+    std::vector<int32_t> piece_;    // their pieces
+    std::vector<int32_t> used_, id_;
+    std::vector<uint32_t> histogram_;
+    Quotient quotient_;
+    Greedy greedy_;
+    Sums sums_;
+
+    // Tiles of thing pixels to pieces; z = class for stuff, K + piece for things.
+    void pieces(const Grid& g, const uint8_t* thing, int32_t* z) {
+        const size_t n = g.pixels();
+        const bool unit = g.D > 0 && unit_layer(g) >= 0;
+        const float* right = unit ? g.layer(unit_layer(g), 0) : nullptr;
+        const float* down = unit ? g.layer(unit_layer(g), 1) : nullptr;
+        const float join = kJoin * edge_scale(g);
+        pixel_.clear();
+        piece_.clear();
+        histogram_.assign(g.K, 0);
+        int32_t count = 0;
+        (void)n;
+        for (int y0 = 0; y0 < g.H; y0 += kTile)
+            for (int x0 = 0; x0 < g.W; x0 += kTile) {
+                const int h = std::min(kTile, g.H - y0), w = std::min(kTile, g.W - x0);
+                int8_t parent[kTile * kTile];
+                int things = 0;
+                for (int y = 0; y < h; y++)
+                    for (int x = 0; x < w; x++) {
+                        const size_t p = size_t(y0 + y) * g.W + x0 + x;
+                        const int32_t k = cheapest[p];
+                        z[p] = k;
+                        const int i = y * kTile + x;
+                        parent[i] = thing[k] ? int8_t(i) : int8_t(-1);
+                        things += thing[k];
+                    }
+                histogram_[cheapest[size_t(y0) * g.W + x0]]++;
+                if (!things) continue;
+                auto root = [&](int i) {
+                    while (parent[i] != i) i = parent[i];
+                    return i;
+                };
+                auto unite = [&](int i, int j) {
+                    const int a = root(i), b = root(j);
+                    parent[std::max(a, b)] = int8_t(std::min(a, b));
+                };
+                for (int y = 0; unit && y < h; y++)
+                    for (int x = 0; x < w; x++) {
+                        const size_t p = size_t(y0 + y) * g.W + x0 + x;
+                        const int i = y * kTile + x;
+                        if (parent[i] < 0) continue;
+                        if (x + 1 < w && cheapest[p] == cheapest[p + 1] && right[p] >= join)
+                            unite(i, i + 1);
+                        if (y + 1 < h && cheapest[p] == cheapest[p + g.W] && down[p] >= join)
+                            unite(i, i + kTile);
+                    }
+                for (int r = 0; r < kTile * kTile; r++) {
+                    const int ry = r / kTile, rx = r % kTile;
+                    if (ry >= h || rx >= w || parent[r] != r) continue;
+                    for (int i = r; i < h * kTile; i++) {
+                        if (i % kTile >= w || parent[i] < 0 || root(i) != r) continue;
+                        const size_t p = size_t(y0 + i / kTile) * g.W + x0 + i % kTile;
+                        pixel_.push_back(uint32_t(p));
+                        piece_.push_back(count);
+                        z[p] = g.K + count;
+                    }
+                    count++;
+                }
+            }
+        quotient_.N = size_t(count);
+    }
+
+    static int unit_layer(const Grid& g) {
+        for (int d = 0; d < g.D; d++)
+            if (g.dist[d] == 1) return d;
+        return -1;
+    }
+
+    // Sums of costs over pieces and pairs of pieces.
+    void aggregate(const Grid& g, const int32_t* z) {
+        used_.clear();
+        std::fill(histogram_.begin(), histogram_.end(), 0);
+        for (uint32_t p : pixel_) histogram_[cheapest[p]]++;
+        for (int k = 0; k < g.K; k++)
+            if (g.K <= 32 || histogram_[k] >= 8) used_.push_back(k);
+        if (used_.empty()) used_.push_back(0);
+        Quotient& q = quotient_;
+        q.K = int(used_.size());
+        q.node.assign(q.N * q.K, 0.0f);
+        for (int u = 0; u < q.K; u++) {
+            const float* cost = g.node + size_t(used_[u]) * g.pixels();
+            for (size_t i = 0; i < pixel_.size(); i++)
+                q.node[size_t(piece_[i]) * q.K + u] += cost[pixel_[i]];
+        }
+        q.from.clear();
+        q.to.clear();
+        q.weight.clear();
+        sums_.resize(q.N);
+        // Pieces are numbered by tile, so that a forward edge into another tile always goes to a
+        // higher piece; backward edges are only looked at where both ends may share a tile.
+        size_t i = 0;
+        for (int32_t c = 0; c < int32_t(q.N); c++) {
+            sums_.clear();
+            for (; i < pixel_.size() && piece_[i] == c; i++) {
+                const uint32_t p = pixel_[i];
+                g.for_each_neighbour(p, [&](uint32_t other, float w) {
+                    const int32_t b = z[other] - g.K;
+                    if (b > c) sums_.add(b, w);
+                });
+            }
+            for (int32_t b : sums_.seen) {
+                q.from.push_back(uint32_t(c));
+                q.to.push_back(uint32_t(b));
+                q.weight.push_back(sums_[b]);
+            }
+        }
+    }
+};
+
+}  // namespace amwc
