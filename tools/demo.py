@@ -1,0 +1,134 @@
+#!/usr/bin/env python3
+"""Run a model on images, folders of images or a registered dataset, and draw one panel for each.
+
+A panel holds the image, the ground truth if there is one (--dataset), the panoptic prediction and
+the cuts; with --costs also the class costs and the affinities that the solver was given.
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import DefaultPredictor
+from detectron2.utils.logger import setup_logger
+from PIL import Image
+from tqdm import tqdm
+
+from amwc_d2 import add_amwc_config
+from amwc_d2.datasets import check_panoptic_metadata
+from amwc_d2.panoptic_format import IMAGE_SUFFIXES
+from amwc_d2.trainer import use_available_device
+from amwc_d2.visualization import draw_panel, load_image
+
+logger = logging.getLogger("amwc_d2.demo")
+
+
+class Predictor(DefaultPredictor):
+    """Detectron2's predictor, with the costs that the solver was given."""
+
+    def predict_costs(self, image, grid):
+        """Predict node costs (K, h, w) and edge costs (D, 2, h, w) of one image.
+
+        Args:
+            image (ndarray): uint8 (H, W, 3), BGR.
+            grid (tuple): (h, w), the part of the padded grid that is image.
+        """
+        if self.input_format == "RGB":
+            image = image[:, :, ::-1]
+        resized = self.aug.get_transform(image).apply_image(image)
+        tensor = torch.as_tensor(resized.astype("float32").transpose(2, 0, 1))
+        with torch.no_grad():
+            padded = self.model.preprocess([{"image": tensor}]).tensor
+            costs = self.model.predict_costs(padded)
+        return tuple(cost[0, ..., : grid[0], : grid[1]].cpu() for cost in costs)
+
+
+def get_parser():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="the model's config")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--input", nargs="+", metavar="PATH", help="images, or folders of images")
+    source.add_argument("--dataset", metavar="NAME", help="a registered dataset, with ground truth")
+    parser.add_argument("--num", type=int, default=8, help="images of the dataset (default: 8)")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the panels")
+    parser.add_argument("--costs", action="store_true", help="draw the costs as well")
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",
+        help="config options, last on the line; MODEL.WEIGHTS is the checkpoint",
+    )  # fmt: skip
+    return parser
+
+
+def setup_cfg(args):
+    cfg = get_cfg()
+    add_amwc_config(cfg)
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    use_available_device(cfg, num_gpus=1)
+    if not cfg.MODEL.WEIGHTS:
+        logger.warning("MODEL.WEIGHTS is empty: predictions come from random weights.")
+    cfg.freeze()
+    return cfg
+
+
+def find_images(paths):
+    """List the image files among ``paths`` and directly in the folders among them, in order.
+
+    Raises:
+        FileNotFoundError: a path does not exist, or a folder holds no image.
+    """
+    files = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise FileNotFoundError(f"--input {path} does not exist.")
+        found = [path]
+        if path.is_dir():
+            found = sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
+        if not found:
+            raise FileNotFoundError(f"--input {path} holds no image ({', '.join(IMAGE_SUFFIXES)}).")
+        files += found
+    return files
+
+
+def main(args):
+    """Draw the panels and return their paths."""
+    setup_logger(name="amwc_d2")
+    cfg = setup_cfg(args)
+    if args.dataset:
+        metadata = check_panoptic_metadata(
+            args.dataset, num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        )
+        samples = DatasetCatalog.get(args.dataset)[: args.num]
+        images = [(Path(sample["file_name"]), sample) for sample in samples]
+    else:
+        metadata = MetadataCatalog.get((*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)[0])
+        images = [(file, None) for file in find_images(args.input)]
+
+    predictor = Predictor(cfg)
+    output = Path(args.output)
+    output.mkdir(parents=True, exist_ok=True)
+    panels = []
+    for file, sample in tqdm(images, desc="panels", unit="image"):
+        image = load_image(file)
+        prediction = predictor(image[:, :, ::-1])
+        costs = None
+        if args.costs:
+            grid = prediction["amwc"]["segments"].shape
+            costs = predictor.predict_costs(image[:, :, ::-1], grid)
+        panel = draw_panel(
+            image, prediction, metadata, sample, costs, cfg.MODEL.INS_EMBED_HEAD.DISTANCES
+        )
+        target = output / f"{file.stem}.png"
+        if target in panels:  # the same name in two folders
+            target = output / f"{file.parent.name}_{file.stem}_{len(panels)}.png"
+        Image.fromarray(panel).save(target)
+        panels.append(target)
+    logger.info("%d panels are in %s", len(panels), output)
+    return panels
+
+
+if __name__ == "__main__":
+    main(get_parser().parse_args())
