@@ -16,11 +16,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._amwc import Arena, objective
+from ._amwc import Arena, bound, bound_graph, objective
 
 __all__ = [
     "Solution",
     "amwc_objective",
+    "lower_bound",
+    "lower_bound_graph",
     "solve_amwc",
     "solve_amwc_batch",
     "solve_amwc_graph",
@@ -154,25 +156,8 @@ def solve_amwc_graph(node_costs, edges, edge_costs, partitionable, method="greed
     Raises:
         ValueError, TypeError: as :func:`solve_amwc`.
     """
-    node_costs = _floats("node_costs", node_costs, "(N, K)", 2)
+    node_costs, edges, edge_costs = _graph(node_costs, edges, edge_costs)
     nodes, k = node_costs.shape
-    edge_costs = _floats("edge_costs", edge_costs, "(E,)", 1, empty=True)
-    edges = _ints("edges", edges)
-    if not edges.size:
-        edges = edges.reshape(0, 2)
-    if edges.shape != (len(edge_costs), 2):
-        raise ValueError(
-            f"edges: expected shape ({len(edge_costs)}, 2), one row for each of "
-            f"edge_costs, got {edges.shape}"
-        )
-    if edges.size and not (edges.min() >= 0 and edges.max() < nodes):
-        raise ValueError(
-            f"edges: node ids must be in [0, {nodes}), got [{edges.min()}, {edges.max()}]"
-        )
-    if (edges[:, 0] == edges[:, 1]).any():
-        row = int(np.argmax(edges[:, 0] == edges[:, 1]))
-        raise ValueError(f"edges: row {row} joins node {edges[row, 0]} to itself; remove it")
-    edges, edge_costs = _merge_parallel(edges, edge_costs, nodes)
     partitionable = _partitionable(partitionable, k)
     classes, segments = np.empty(nodes, np.int32), np.empty(nodes, np.int32)
     code = _method(method)
@@ -352,6 +337,28 @@ def _grid(node_costs, edge_costs, distances):
     return node_costs, edge_costs, np.minimum(distances, 2**30).astype(np.int32)
 
 
+def _graph(node_costs, edges, edge_costs):
+    node_costs = _floats("node_costs", node_costs, "(N, K)", 2)
+    nodes = len(node_costs)
+    edge_costs = _floats("edge_costs", edge_costs, "(E,)", 1, empty=True)
+    edges = _ints("edges", edges)
+    if not edges.size:
+        edges = edges.reshape(0, 2)
+    if edges.shape != (len(edge_costs), 2):
+        raise ValueError(
+            f"edges: expected shape ({len(edge_costs)}, 2), one row for each of "
+            f"edge_costs, got {edges.shape}"
+        )
+    if edges.size and not (edges.min() >= 0 and edges.max() < nodes):
+        raise ValueError(
+            f"edges: node ids must be in [0, {nodes}), got [{edges.min()}, {edges.max()}]"
+        )
+    if (edges[:, 0] == edges[:, 1]).any():
+        row = int(np.argmax(edges[:, 0] == edges[:, 1]))
+        raise ValueError(f"edges: row {row} joins node {edges[row, 0]} to itself; remove it")
+    return node_costs, *_merge_parallel(edges, edge_costs, nodes)
+
+
 def _partitionable(partitionable, k):
     partitionable = np.asarray(partitionable)
     if partitionable.shape != (k,) or partitionable.dtype.kind not in "biu":
@@ -398,3 +405,44 @@ def _merge_parallel(edges, edge_costs, nodes):
 
 
 # --- lower bound
+
+
+def lower_bound(node_costs, edge_costs, distances, partitionable, tight=False):
+    """Bounds the optimum of an asymmetric multiway cut on a grid from below.
+
+    A valid dual bound (cycle packing and message passing on the pairwise relaxation; see
+    docs/solver.md), so that ``solution.objective - lower_bound(...)`` is a certified gap. With no
+    partitionable class it bounds the multiway cut. Rounding is accounted for: the bound is never
+    above the optimum of the float32 costs.
+
+    Args:
+        node_costs, edge_costs, distances, partitionable: as in :func:`solve_amwc`.
+        tight: search for longer cycles and iterate to convergence. Takes many times longer; meant
+            for small grids.
+
+    Returns:
+        The bound, a float.
+
+    Raises:
+        ValueError, TypeError: as :func:`solve_amwc`.
+    """
+    node_costs, edge_costs, distances = _grid(node_costs, edge_costs, distances)
+    partitionable = _partitionable(partitionable, len(node_costs))
+    return bound(node_costs, edge_costs, distances, partitionable, bool(tight))
+
+
+def lower_bound_graph(node_costs, edges, edge_costs, partitionable):
+    """Bounds the optimum of an asymmetric multiway cut on any graph from below.
+
+    Args:
+        node_costs, edges, edge_costs, partitionable: as in :func:`solve_amwc_graph`.
+
+    Returns:
+        The bound, a float; as tight as :func:`lower_bound` with ``tight=True``.
+
+    Raises:
+        ValueError, TypeError: as :func:`solve_amwc_graph`.
+    """
+    node_costs, edges, edge_costs = _graph(node_costs, edges, edge_costs)
+    partitionable = _partitionable(partitionable, node_costs.shape[1])
+    return bound_graph(node_costs, edges, edge_costs, partitionable)

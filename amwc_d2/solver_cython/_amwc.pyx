@@ -43,6 +43,18 @@ cdef Grid make_grid(const float[:, :, ::1] node, const float[:, :, :, ::1] edge,
     return grid
 
 
+cdef Graph make_graph(const float[:, ::1] node, const int32_t[:, ::1] edges,
+                      const float[::1] weight) noexcept nogil:
+    cdef Graph graph
+    graph.node = &node[0, 0]
+    graph.E = weight.shape[0]
+    graph.edges = &edges[0, 0] if graph.E else NULL
+    graph.weight = &weight[0] if graph.E else NULL
+    graph.N = node.shape[0]
+    graph.K = <int>node.shape[1]
+    return graph
+
+
 cdef class Arena:
     """Working memory of one thread; it is kept from solve to solve."""
 
@@ -62,17 +74,10 @@ cdef class Arena:
                    const float[::1] weight, const uint8_t[::1] partitionable, int method,
                    int32_t[::1] classes, int32_t[::1] segments):
         """The same for any graph."""
-        cdef Graph graph
         cdef double value
-        graph.node = &node[0, 0]
-        graph.E = weight.shape[0]
-        graph.edges = &edges[0, 0] if graph.E else NULL
-        graph.weight = &weight[0] if graph.E else NULL
-        graph.N = node.shape[0]
-        graph.K = <int>node.shape[1]
         with nogil:
-            value = self.solver.amwc_graph(graph, &partitionable[0], method, &classes[0],
-                                           &segments[0])
+            value = self.solver.amwc_graph(make_graph(node, edges, weight), &partitionable[0],
+                                           method, &classes[0], &segments[0])
         return value
 
     def multiway(self, const float[:, :, ::1] node, const float[:, :, :, ::1] edge,
@@ -96,3 +101,25 @@ def objective(const float[:, :, ::1] node, const float[:, :, :, ::1] edge,
 
 
 # --- lower bound
+
+cdef extern from "cycles.hpp" namespace "amwc" nogil:
+    double grid_bound "amwc::lower_bound"(const Grid&, const uint8_t*, bint) except +
+    double graph_bound "amwc::lower_bound"(const Graph&, const uint8_t*) except +
+
+
+def bound(const float[:, :, ::1] node, const float[:, :, :, ::1] edge, const int32_t[::1] dist,
+          const uint8_t[::1] partitionable, bint tight):
+    """Lower bound on the optimum of a grid."""
+    cdef double value
+    with nogil:
+        value = grid_bound(make_grid(node, edge, dist), &partitionable[0], tight)
+    return value
+
+
+def bound_graph(const float[:, ::1] node, const int32_t[:, ::1] edges, const float[::1] weight,
+                const uint8_t[::1] partitionable):
+    """Lower bound on the optimum of a graph."""
+    cdef double value
+    with nogil:
+        value = graph_bound(make_graph(node, edges, weight), &partitionable[0])
+    return value

@@ -151,22 +151,45 @@ private:
     }
 };
 
-// Lower bound with at most `sweeps` message sweeps; cycles are packed between the first ones.
-// Stops early when a sweep closes less than `tolerance` of what has been closed so far.
-template <class Costs, class Cycles>
-double lower_bound(const Costs& costs, const uint8_t* partitionable, int sweeps, double tolerance) {
-    LowerBound<Costs> bound(costs, partitionable);
-    Cycles cycles(costs);
+// Message sweeps, with cycles packed between them by pack(number of the sweep). Ends after `most`
+// sweeps, or when one has closed less than `tolerance` of what has been closed so far.
+template <class Costs, class Pack>
+double ascend(LowerBound<Costs>& bound, int most, double tolerance, Pack pack) {
     const double trivial = bound.value();
     double before = trivial;
-    for (int s = 0; s < sweeps; s++) {
+    for (int sweep = 0; sweep < most; sweep++) {
         bound.sweep();
-        if (s < 4 || s % 4 == 0) cycles.pack(bound.edges);
+        pack(sweep);
         const double now = bound.value();
-        if (s >= 4 && now - before <= tolerance * (now - trivial)) break;
+        if (sweep >= 4 && now - before <= tolerance * (now - trivial)) break;
         before = now;
     }
     return bound.evaluate();
+}
+
+// tight = false: ladders and lines only, in time and memory linear in the input.
+// tight = true: searched cycles too and more sweeps; for small grids.
+inline double lower_bound(const Grid& grid, const uint8_t* partitionable, bool tight) {
+    LowerBound<Grid> bound(grid, partitionable);
+    GridCycles cycles(grid);
+    if (!tight) {
+        return ascend(bound, 16, 5e-4, [&](int sweep) {
+            if (sweep < 4 || sweep % 4 == 0) cycles.pack(bound.edges);
+        });
+    }
+    SearchedCycles<Grid> longer(grid);
+    return ascend(bound, 100, 1e-6, [&](int sweep) {
+        cycles.pack(bound.edges);
+        if (sweep >= 3 && sweep % 3 == 0) longer.pack(bound.edges);
+    });
+}
+
+inline double lower_bound(const Graph& graph, const uint8_t* partitionable) {
+    LowerBound<Graph> bound(graph, partitionable);
+    SearchedCycles<Graph> cycles(graph);
+    return ascend(bound, 100, 1e-6, [&](int sweep) {
+        if (sweep < 20) cycles.pack(bound.edges);
+    });
 }
 
 }  // namespace amwc
