@@ -1,0 +1,184 @@
+"""The meta-architecture: all recipes, odd sizes, freezing, both stages' losses, inference."""
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+import amwc_d2
+from amwc_d2.target_generator import AMWCTargetGenerator
+from amwc_d2.toy_scenes import CATEGORIES, draw_scene
+
+R50 = [
+    f"{dataset}-PanopticSegmentation/amwc_R50{stage}.yaml"
+    for dataset in ("Cityscapes", "COCO")
+    for stage in ("", "_e2e")
+]
+
+
+def load(repository, name, *options):
+    cfg = get_cfg()
+    amwc_d2.add_amwc_config(cfg)
+    cfg.merge_from_file(str(repository / "configs" / name))
+    cfg.merge_from_list(["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", *options])
+    return cfg
+
+
+def toy_batch(sizes, cfg=None):
+    """Toy scenes cut to the given sizes, with targets of the class numbers 0 to 9."""
+    import numpy as np
+
+    contiguous = {c["id"]: k for k, c in enumerate(CATEGORIES)}
+    generator = AMWCTargetGenerator(ignore_label=255, thing_ids=range(5, 10))
+    batch = []
+    for seed, (height, width) in enumerate(sizes):
+        image, ids, segments = draw_scene(np.random.default_rng(seed))
+        image, ids = image[:height, :width], ids[:height, :width]
+        segments = [{**s, "category_id": contiguous[s["category_id"]]} for s in segments]
+        record = {"image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))}
+        batch.append({**record, **generator(np.ascontiguousarray(ids), segments)})
+    return batch
+
+
+@pytest.fixture
+def toy_cfg(repository, toy_root):
+    return load(repository, "Toy-PanopticSegmentation/amwc_R18.yaml")
+
+
+@pytest.mark.parametrize("name", R50)
+def test_recipes_run_forward_and_backward_at_odd_sizes(name, repository):
+    cfg = load(repository, name, "INPUT.CROP.SIZE", "(64, 96)", "MODEL.AMWC.NUM_LAMBDAS", "2")
+    model = build_model(cfg)
+    batch = toy_batch([(61, 90), (50, 117)])
+    with EventStorage():
+        losses = model.train()(batch)
+        sum(losses.values()).backward()
+    expected = {"loss_pq"} if cfg.MODEL.AMWC.STAGE == "end_to_end" else {
+        "loss_sem_seg", "loss_affinity"
+    }
+    assert set(losses) == expected and all(torch.isfinite(v) for v in losses.values())
+    without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without, f"these would hang DistributedDataParallel: {without}"
+
+    with torch.no_grad():
+        results = model.eval()([{**batch[0], "height": 33, "width": 47}, batch[1]])
+    assert results[0]["panoptic_seg"][0].shape == (33, 47)
+    assert results[0]["sem_seg"].shape == (cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, 33, 47)
+    assert results[1]["classes"].shape == (50, 117)
+    assert results[1]["amwc"]["segments"].shape == (13, 30)
+
+
+def test_result_lists_exactly_the_segments_of_its_map(toy_cfg):
+    toy_cfg.MODEL.AMWC.THING_AREA = toy_cfg.MODEL.AMWC.STUFF_AREA = 20
+    model = build_model(toy_cfg).eval()
+    with torch.no_grad():
+        (result,) = model(toy_batch([(128, 256)])[:1])
+    panoptic, info = result["panoptic_seg"]
+    assert panoptic.dtype == torch.int32
+    assert sorted(s["id"] for s in info) == sorted(set(panoptic.unique().tolist()) - {0})
+    for segment in info:
+        mask = panoptic == segment["id"]
+        assert segment["area"] == mask.sum() >= 20
+        assert (result["classes"][mask] == segment["category_id"]).all()
+        assert 0 < segment["score"] < 1
+    things = [s for s in info if s["isthing"]]
+    instances = result["instances"]
+    assert len(instances) == len(things) > 0
+    assert (instances.pred_masks.sum((1, 2)) == torch.tensor([s["area"] for s in things])).all()
+
+
+def test_one_image_gives_the_same_alone_and_in_a_batch(toy_cfg):
+    """Padding is void: it takes no part in the cut and counts in no area."""
+    model = build_model(toy_cfg).eval()
+    batch = toy_batch([(101, 203), (128, 256)])
+    with torch.no_grad():
+        alone, together = model(batch[:1])[0], model(batch)[0]
+    same = (alone["classes"] == together["classes"]).float().mean()
+    assert same > 0.999  # convolutions of another batch size may round differently
+    assert alone["panoptic_seg"][0].shape == (101, 203)
+
+
+@pytest.mark.parametrize("layers", ["classifiers", "heads", "decoders", "all"])
+def test_stage_two_trains_only_what_it_says(layers, toy_cfg):
+    toy_cfg.MODEL.AMWC.STAGE = "end_to_end"
+    toy_cfg.MODEL.AMWC.TRAINED_LAYERS = layers
+    model = build_model(toy_cfg).train()
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    parts = ("backbone.", "sem_seg_head.decoder", "sem_seg_head.head", "sem_seg_head.predictor",
+             "ins_embed_head.decoder", "ins_embed_head.reduce", "ins_embed_head.classifiers")
+    hit = {p for p in parts if any(n.startswith(p) for n in trained)}
+    expected = {"sem_seg_head.predictor", "ins_embed_head.classifiers"}
+    if layers != "classifiers":
+        expected |= {"sem_seg_head.head", "ins_embed_head.reduce"}
+    if layers in ("decoders", "all"):
+        expected |= {"sem_seg_head.decoder", "ins_embed_head.decoder"}
+    if layers == "all":
+        expected |= {"backbone."}
+    assert hit == expected
+    if layers == "classifiers":
+        assert not any("conv1" in n or ".norm." in n for n in trained)
+
+    statistics = {n: b.clone() for n, b in model.named_buffers() if "running" in n}
+    with EventStorage():
+        model(toy_batch([(128, 256)]))
+    for name, value in model.named_buffers():
+        if name in statistics:
+            assert torch.equal(value, statistics[name]), f"{name} is not frozen"
+
+
+def test_same_seed_same_loss_and_gradient(toy_cfg):
+    toy_cfg.MODEL.AMWC.STAGE = "end_to_end"
+    toy_cfg.MODEL.AMWC.LAMBDA_RANGE = [5.0, 50.0]
+    torch.manual_seed(0)
+    state = build_model(toy_cfg).state_dict()
+    runs = []
+    for threads in (1, 2):
+        toy_cfg.MODEL.AMWC.NUM_THREADS = threads
+        model = build_model(toy_cfg).train()
+        model.load_state_dict(state)
+        with EventStorage():
+            loss = model(toy_batch([(64, 128), (50, 90)]))["loss_pq"]
+        loss.backward()
+        runs.append((loss, [p.grad for p in model.parameters() if p.grad is not None]))
+    assert torch.equal(runs[0][0], runs[1][0])
+    assert all(torch.equal(a, b) for a, b in zip(runs[0][1], runs[1][1]))
+
+
+def test_images_without_things_or_labels_keep_every_gradient(toy_cfg):
+    """DistributedDataParallel waits for every parameter's gradient."""
+    toy_cfg.MODEL.AMWC.STAGE = "end_to_end"
+    model = build_model(toy_cfg).train()
+    batch = toy_batch([(64, 128)])
+    batch[0]["segments"] = torch.full_like(batch[0]["segments"], -1)
+    with EventStorage():
+        model(batch)["loss_pq"].backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_diverged_network_is_named(toy_cfg):
+    model = build_model(toy_cfg).eval()
+    torch.nn.init.constant_(model.sem_seg_head.predictor.bias, float("nan"))
+    with torch.no_grad(), pytest.raises(FloatingPointError, match="outputs of sem_seg_head are NaN"):
+        model(toy_batch([(64, 128)]))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("STAGE", "finetune", "STAGE must be one of"),
+        ("TRAINED_LAYERS", "last", "TRAINED_LAYERS must be one of"),
+        ("COST_DROPOUT", 1.0, r"COST_DROPOUT must be in \[0, 1\)"),
+        ("ESTIMATOR", "magic", "ESTIMATOR must be one of"),
+    ],
+)
+def test_wrong_keys_are_named(key, value, message, toy_cfg):
+    setattr(toy_cfg.MODEL.AMWC, key, value)
+    with pytest.raises(ValueError, match=message):
+        build_model(toy_cfg)
+
+
+def test_wrong_number_of_classes_is_named(toy_cfg):
+    toy_cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 7
+    with pytest.raises(ValueError, match="NUM_CLASSES"):
+        build_model(toy_cfg)
