@@ -101,7 +101,7 @@ def log_results(name, results, per_class, size_limits):
         name,
         tabulate(groups, headers=["", "PQ", "SQ", "RQ", "#classes"], **style),
         tabulate(per_class, headers="keys", **style),
-        tabulate(other, headers=["", "value"], **style),
+        tabulate(other, headers=["", "value"], tablefmt="pipe", floatfmt=".4g"),
         *size_limits,
     )
 
