@@ -373,6 +373,16 @@ def test_detectron2s_cityscapes(fake_cityscapes):
     assert "cityscapes_panoptic_train" not in DatasetCatalog
 
 
+def test_detectron2s_names_and_folders_are_left_alone(tmp_path, monkeypatch):
+    before = dict(DatasetCatalog)
+    for name in ("coco", "cityscapes", "cityscapes_fine"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "panoptic_val.json").write_text("{}")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    datasets.register_panoptic_folders()
+    assert dict(DatasetCatalog) == before
+
+
 def test_shared_microscopy_and_coco(shared_data):
     datasets.check_panoptic_metadata(
         "dsb2018_panoptic_train", "dsb2018_panoptic_val", num_classes=4

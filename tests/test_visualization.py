@@ -79,6 +79,11 @@ def test_labels_are_written_where_there_is_room(image, prediction, metadata):
         return np.abs(drawn[0] - drawn[1]).any()
 
     assert changed(info[2:])
+    scored, other = (
+        draw.draw_panoptic(image, ids, [{**info[2], "score": score}], metadata)
+        for score in (0.25, 0.75)
+    )
+    assert not np.array_equal(scored, other)
     ids[24:26, 5] = 9  # two pixels
     assert not changed([{"id": 9, "category_id": CAR}])
 
