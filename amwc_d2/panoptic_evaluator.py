@@ -8,8 +8,6 @@ Shape shorthand in this module:
 import contextlib
 import io
 import itertools
-import json
-import logging
 import os
 import tempfile
 from collections import OrderedDict, deque
@@ -22,13 +20,12 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from panopticapi.evaluation import PQStat, pq_compute_single_core
-from panopticapi.utils import id2rgb, rgb2id
+from panopticapi.utils import id2rgb
 from PIL import Image
 
 from amwc_d2 import evaluation_report as report
 from amwc_d2 import instance_ap, segment_metrics
-
-logger = logging.getLogger(__name__)
+from amwc_d2.panoptic_format import read_panoptic_json, read_panoptic_png
 
 COCO_AREAS = (32**2, 96**2)  # pixels; COCO's limits between small, medium and large
 MAX_WORKERS = 8  # threads of one process that compare images
@@ -109,8 +106,7 @@ class AMWCPanopticEvaluator(DatasetEvaluator):
         self.to_contiguous = {**meta.stuff_dataset_id_to_contiguous_id, **things}
         self._to_dataset = {v: k for k, v in self.to_contiguous.items()}
         self._true_root = meta.panoptic_root
-        with open(meta.panoptic_json) as f:
-            truth = json.load(f)
+        truth = read_panoptic_json(meta.panoptic_json)
         self._categories = {category["id"]: category for category in truth["categories"]}
         self._thing_ids = [i for i, category in self._categories.items() if category["isthing"]]
         self.truth = {annotation["image_id"]: annotation for annotation in truth["annotations"]}
@@ -226,8 +222,7 @@ class AMWCPanopticEvaluator(DatasetEvaluator):
 
     def read_truth(self, annotation):
         """Read the segment ids, int32 (H, W), 0 = void, of an annotation of the ground truth."""
-        with Image.open(os.path.join(self._true_root, annotation["file_name"])) as image:
-            return rgb2id(np.asarray(image.convert("RGB"), dtype=np.int32))
+        return read_panoptic_png(os.path.join(self._true_root, annotation["file_name"]))
 
     def _things(self, segments_info):
         """Bool (1 + segments,): whether a segment is a thing and no crowd; the first is void."""
