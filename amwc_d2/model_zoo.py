@@ -1,10 +1,11 @@
 """Released checkpoints by name: from the repository, another folder, or a URL.
 
 A zoo is a folder with ``index.json``, ``{name: {"checkpoint": file, "sha256": hash}}``, and a
-folder for each name: the checkpoint (tensors only), ``config.yaml``, ``classes.json`` (the categories of
-its training set), ``metrics.json`` (the evaluation of exactly this file) and ``log.jsonl`` (the
-training). ``tools/release_checkpoint.py`` writes them. All functions take ``root``, the zoo's
-folder or URL; by default ``$AMWC_D2_MODEL_ZOO``, or else the repository's ``checkpoints``.
+folder for each name: the checkpoint (tensors only), ``config.yaml``, ``classes.json`` (the
+categories of its training set), ``metrics.json`` (the evaluation of exactly this file) and
+``log.jsonl`` (the training). ``tools/release_checkpoint.py`` writes them. All functions take
+``root``, the zoo's folder or URL; by default ``$AMWC_D2_MODEL_ZOO``, or else the repository's
+``checkpoints``.
 """
 
 import hashlib
