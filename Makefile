@@ -23,3 +23,16 @@ lint: env
 
 demo: env
 	$(PY) tools/toy_demo.py --output output/toy
+
+# The extension with AddressSanitizer and UndefinedBehaviorSanitizer in build/sanitize, without the
+# rest of the package; Python's own leaks at exit are not reported.
+SAN := build/sanitize
+SAN_RUN := LD_PRELOAD="$$($${CC:-gcc} -print-file-name=libasan.so)" PYTHONPATH=$(SAN) \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
+
+sanitize: env
+	mkdir -p $(SAN)/amwc_d2/solver_cython
+	touch $(SAN)/amwc_d2/__init__.py
+	cp amwc_d2/solver_cython/__init__.py $(SAN)/amwc_d2/solver_cython/
+	AMWC_SANITIZE=1 $(PY) setup.py -q build_ext --build-lib $(SAN) --build-temp $(SAN)/temp
+	$(SAN_RUN) $(PY) tools/fuzz_solver.py --cases 10000

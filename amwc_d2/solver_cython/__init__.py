@@ -299,7 +299,7 @@ def _floats(name, array, shape, ndim, empty=False):
         )
     if array.ndim != ndim or (not empty and array.size == 0):
         raise ValueError(f"{name}: expected shape {shape}, not empty, got {array.shape}")
-    array = np.ascontiguousarray(array, dtype=np.float32)
+    array = np.require(array, np.float32, ["C", "ALIGNED"])
     if not np.isfinite(array).all():
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
         raise ValueError(
