@@ -1,0 +1,126 @@
+#!/usr/bin/env python3
+"""Train both stages of a recipe, evaluate each, print one table and draw panels.
+
+Runs the ordinary commands, one after another, and shows them:
+
+    tools/two_stages.py configs/Toy-PanopticSegmentation/amwc_R18.yaml
+
+trains that config (stage 1), then the one called ..._e2e.yaml beside it (stage 2) from its weights.
+A stage whose model_final.pth is there already is only evaluated. The table sets both models beside
+the grid ceiling: the ground truth brought to the solver's grid and back.
+"""
+
+import argparse
+import json
+import logging
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from detectron2.config import get_cfg
+from detectron2.utils.logger import setup_logger
+from tabulate import tabulate
+
+from amwc_d2 import add_amwc_config
+from amwc_d2.evaluation import grid_ceiling
+
+logger = logging.getLogger("amwc_d2.two_stages")
+TOOLS = Path(__file__).resolve().parent
+COLUMNS = ("PQ", "PQ_th", "PQ_st", "SQ", "RQ")
+
+
+def get_parser():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", type=Path, help="the config of stage 1")
+    parser.add_argument("--output", type=Path, help="default: the parent of stage 1's OUTPUT_DIR")
+    parser.add_argument("--panels", type=int, default=8, help="validation images to draw")
+    parser.add_argument("--stage-1-only", action="store_true")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config options of both stages")
+    return parser
+
+
+def load_config(config, opts):
+    cfg = get_cfg()
+    add_amwc_config(cfg)
+    cfg.merge_from_file(str(config))
+    cfg.merge_from_list(opts)
+    return cfg
+
+
+def run(script, *arguments):
+    """Run one of the tools, show its command line, and stop where it fails."""
+    command = ["python", str(TOOLS / script), *map(str, arguments)]
+    logger.info("$ %s", shlex.join(["python", f"tools/{script}", *command[2:]]))
+    result = subprocess.run([sys.executable, *command[1:]])
+    if result.returncode:
+        raise SystemExit(f"tools/{script} failed (exit status {result.returncode}): see above.")
+
+
+def train(config, folder, opts):
+    """Train one stage into ``folder``; return its checkpoint, results and minutes."""
+    checkpoint = folder / "model_final.pth"
+    trained = checkpoint.exists()
+    if trained:
+        logger.info("%s is there: evaluating it only", checkpoint)
+        opts = [*opts, "MODEL.WEIGHTS", checkpoint]
+    start = time.perf_counter()
+    mode = ["--eval-only"] if trained else []
+    run("train_net.py", "--config-file", config, *mode, *opts, "OUTPUT_DIR", folder)
+    minutes = (time.perf_counter() - start) / 60
+    results = json.loads((folder / "inference" / "results.json").read_text())["results"]
+    return checkpoint, results, None if trained else minutes
+
+
+def table_row(name, results, minutes=None):
+    panoptic, amwc = results["panoptic_seg"], results.get("amwc", {})
+    miou = results.get("sem_seg", {}).get("mIoU")
+    return [
+        name,
+        *(panoptic[column] for column in COLUMNS),
+        miou,
+        amwc.get("solver_seconds"),
+        minutes,
+    ]
+
+
+def main(args):
+    setup_logger(name="amwc_d2")
+    cfg = load_config(args.config, args.opts)
+    output = args.output or Path(cfg.OUTPUT_DIR).parent
+    end_to_end = args.config.with_name(f"{args.config.stem}_e2e.yaml")
+
+    first, results, minutes = train(args.config, output / args.config.stem, args.opts)
+    rows = [table_row(f"stage 1 ({args.config.stem})", results, minutes)]
+    last, last_config = first, args.config
+    if not args.stage_1_only:
+        last, results, minutes = train(
+            end_to_end, output / end_to_end.stem, [*args.opts, "MODEL.WEIGHTS", first]
+        )
+        rows.append(table_row(f"stage 2 ({end_to_end.stem})", results, minutes))
+        last_config = end_to_end
+
+    val = cfg.DATASETS.TEST[0]
+    ceiling = grid_ceiling(
+        val,
+        cfg.MODEL.SEM_SEG_HEAD.COMMON_STRIDE,
+        min_size=cfg.INPUT.MIN_SIZE_TEST,
+        max_size=cfg.INPUT.MAX_SIZE_TEST,
+    )
+    rows.append(table_row("grid ceiling", ceiling))
+    panels = output / "panels"
+    if args.panels:
+        run("demo.py", "--config-file", last_config, "--dataset", val, "--num", args.panels,
+            "--output", panels, "--opts", *args.opts, "MODEL.WEIGHTS", last)  # fmt: skip
+
+    headers = [val, *COLUMNS, "mIoU", "solver s/image", "minutes"]
+    table = tabulate(rows, headers, tablefmt="pipe", floatfmt=(None, *[".2f"] * 6, ".4f", ".1f"))
+    (output / "table.md").write_text(table + "\n")
+    logger.info("The results are in %s, the panels in %s\n%s", output / "table.md", panels, table)
+
+
+if __name__ == "__main__":
+    main(get_parser().parse_args())
