@@ -10,6 +10,7 @@ from detectron2.evaluation import COCOEvaluator
 
 from amwc_d2.cityscapes_evaluation import build_cityscapes_evaluators
 from amwc_d2.panoptic_evaluator import COCO_AREAS, AMWCPanopticEvaluator
+from amwc_d2.submission import SUBMISSION, SubmissionWriter
 
 __all__ = ["AMWCPanopticEvaluator", "build_evaluator", "grid_ceiling"]
 
@@ -20,9 +21,10 @@ CITYSCAPES_BOUNDARY_RATIO = 0.005
 def build_evaluator(cfg, dataset_name, output_folder=None):
     """Build the evaluator of a panoptic dataset, with the official AP and mIoU where they exist.
 
-    Cityscapes gets cityscapesscripts' AP and mIoU, COCO (and any dataset whose metadata names an
-    instance annotation file of a registered dataset) pycocotools' AP against that file; all others
-    get COCO's AP against the things of the panoptic ground truth.
+    Cityscapes gets cityscapesscripts' AP and mIoU as well; COCO gets pycocotools' AP against its
+    instance annotations, and so does any dataset X_panoptic with a ``json_file`` of instances in
+    its metadata and a registered instance dataset X that numbers the things alike. All others get
+    COCO's AP against the things of the panoptic ground truth.
 
     Args:
         cfg (CfgNode): reads ``OUTPUT_DIR`` and ``DATASETS.TEST``.
@@ -31,7 +33,7 @@ def build_evaluator(cfg, dataset_name, output_folder=None):
             dataset where there are several.
 
     Returns:
-        AMWCPanopticEvaluator
+        AMWCPanopticEvaluator; for images without ground truth a ``SubmissionWriter``.
 
     Raises:
         ValueError: the dataset is not a panoptic one.
@@ -42,6 +44,8 @@ def build_evaluator(cfg, dataset_name, output_folder=None):
             output_folder = os.path.join(output_folder, dataset_name)
     meta = MetadataCatalog.get(dataset_name)
     evaluator_type = meta.get("evaluator_type")
+    if evaluator_type == SUBMISSION:
+        return SubmissionWriter(dataset_name, output_folder)
     if evaluator_type == "cityscapes_panoptic_seg":
         companions = build_cityscapes_evaluators(dataset_name)
         ratio, limits = CITYSCAPES_BOUNDARY_RATIO, None
@@ -68,9 +72,11 @@ def _build_coco_evaluator(meta, output_folder):
     """COCO's mask AP against its own instance annotations, where these are to be had."""
     instance_dataset = meta.name.removesuffix("_panoptic")
     json_file = meta.get("json_file")
-    if not json_file or not os.path.isfile(json_file):
+    if not json_file or not os.path.isfile(json_file) or instance_dataset not in DatasetCatalog:
         return []
-    if instance_dataset == meta.name or instance_dataset not in DatasetCatalog:
+    # COCOEvaluator reads the model's classes by the instance dataset's numbers.
+    numbers = MetadataCatalog.get(instance_dataset).get("thing_dataset_id_to_contiguous_id")
+    if numbers != meta.thing_dataset_id_to_contiguous_id:
         return []
     return [COCOEvaluator(instance_dataset, tasks=("segm",), output_dir=output_folder)]
 

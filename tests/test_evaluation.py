@@ -14,9 +14,10 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import launch
 from detectron2.evaluation import COCOPanopticEvaluator
-from detectron2.structures import Instances
+from detectron2.structures import BitMasks, Instances
 from panopticapi.evaluation import pq_compute_single_core
 from panopticapi.utils import id2rgb, rgb2id
 from PIL import Image
@@ -482,6 +483,64 @@ def test_ap_equals_pycocotools(make_dataset, tmp_path, capsys):
         assert ours[key] == pytest.approx(100 * value, abs=1e-9)
     assert 5 < ours["AP"] < 95
     assert np.isnan(ours["APl"])  # no thing in a 40 x 56 image is large: COCO says -1
+
+
+def test_ap_against_instance_annotations(make_dataset, tmp_path):
+    """COCO's evaluator is used where the metadata name an instance file; same masks, same AP."""
+    rng = np.random.default_rng(14)
+    # COCOEvaluator wants the things to come first, as they do in COCO.
+    categories = sorted(CATEGORIES, key=lambda category: -category["isthing"])
+    scenes = [random_scene(rng, crowds=False) for _ in range(20)]
+    predictions = [disturbed(rng, *scene) for scene in scenes]
+    name = make_dataset(scenes, categories)
+    annotations = []
+    for i, (ids, infos) in enumerate(scenes):
+        for info in infos:
+            if info["category_id"] in THINGS:
+                code = mask_util.encode(np.asfortranarray(ids == info["id"], dtype=np.uint8))
+                box = mask_util.toBbox(code).tolist()
+                code["counts"] = code["counts"].decode()
+                annotations.append(
+                    {**info, "id": len(annotations) + 1, "image_id": i, "segmentation": code,
+                     "bbox": box}
+                )  # fmt: skip
+    truth = {
+        "images": [
+            {"id": i, "file_name": f"{i:04d}.png", "height": SIZE[0], "width": SIZE[1]}
+            for i in range(len(scenes))
+        ],
+        "categories": [c for c in categories if c["isthing"]],
+        "annotations": annotations,
+    }
+    (tmp_path / "instances.json").write_text(json.dumps(truth))
+    meta = MetadataCatalog.get(name)
+    twin = f"{name}_instances_panoptic"
+    register_panoptic_dataset(twin, meta.image_root, meta.panoptic_root, meta.panoptic_json)
+    MetadataCatalog[twin].__dict__["json_file"] = str(tmp_path / "instances.json")
+    register_coco_instances(f"{name}_instances", {}, tmp_path / "instances.json", meta.image_root)
+    numbers = meta.thing_dataset_id_to_contiguous_id
+    MetadataCatalog.get(f"{name}_instances").set(
+        thing_dataset_id_to_contiguous_id=numbers, thing_classes=[c["name"] for c in categories[:2]]
+    )
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR = str(tmp_path)
+    try:
+        evaluator = build_evaluator(cfg, twin)
+        evaluator.reset()
+        for i, prediction in enumerate(predictions):
+            output = as_output(*prediction, categories)
+            masks = output["instances"].pred_masks
+            output["instances"].pred_boxes = BitMasks(masks).get_bounding_boxes()
+            evaluator.process([{"image_id": i}], [output])
+        theirs = evaluator.evaluate()["segm"]
+    finally:
+        for dataset in (twin, f"{name}_instances"):
+            DatasetCatalog.remove(dataset)
+            MetadataCatalog.remove(dataset)
+    ours = evaluate(name, predictions)["segm"]
+    assert "AP_all" not in theirs and 2 < ours["AP"] < 95
+    for key in ("AP", "AP50", "AP75", "APs"):
+        assert ours[key] == pytest.approx(theirs[key], abs=1e-9), key
 
 
 # ---------------------------------------------------------------------------- files and resources
