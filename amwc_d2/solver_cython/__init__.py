@@ -300,7 +300,7 @@ def _floats(name, array, shape, ndim, empty=False):
     if array.ndim != ndim or (not empty and array.size == 0):
         raise ValueError(f"{name}: expected shape {shape}, not empty, got {array.shape}")
     array = np.require(array, np.float32, ["C", "ALIGNED"])
-    if not np.isfinite(array).all():
+    if not all_finite(array.reshape(-1)):
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
         raise ValueError(
             f"{name}: all costs must be finite in float32, got {array[where]} at "

@@ -24,6 +24,8 @@ cdef extern from "solve.hpp" namespace "amwc" nogil:
 
     double grid_objective "amwc::objective"(const Grid&, const int32_t*, const int32_t*)
 
+    bint c_all_finite "amwc::all_finite"(const float*, size_t)
+
     cdef cppclass Solver:
         double amwc(const Grid&, const uint8_t*, int, int32_t*, int32_t*) except +
         double amwc_graph(const Graph&, const uint8_t*, int, int32_t*, int32_t*) except +
@@ -88,6 +90,16 @@ cdef class Arena:
         with nogil:
             value = self.solver.multiway(make_grid(node, edge, dist), start, &classes[0, 0])
         return value
+
+
+def all_finite(const float[::1] values):
+    """Whether a flat array holds neither NaN nor infinity."""
+    cdef bint good
+    if values.shape[0] == 0:
+        return True
+    with nogil:
+        good = c_all_finite(&values[0], values.shape[0])
+    return good
 
 
 def objective(const float[:, :, ::1] node, const float[:, :, :, ::1] edge,

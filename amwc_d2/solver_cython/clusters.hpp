@@ -19,6 +19,7 @@ struct Labelling {
     std::vector<int32_t> class_of;
     const int32_t* cheapest;
     const uint8_t* thing;
+    const int32_t* kind;  // classes of one kind are counted together
     float epsilon;
 };
 
@@ -118,12 +119,12 @@ private:
             });
         });
         const int32_t from = l.z[runs_[piece].start];
-        for (int32_t k : votes_.seen)
+        for (int32_t k : votes_)
             if (!l.thing[k]) sums_.add(k, 0);
-        for (int32_t c : sums_.seen) votes_.add(l.class_of[c], 0);
+        for (int32_t c : sums_) votes_.add(l.class_of[c], 0);
         votes_.add(l.class_of[from], 0);
         if (node_.size() < size_t(g.K)) node_.resize(g.K);
-        for (int32_t k : votes_.seen) {
+        for (int32_t k : votes_) {
             double sum = 0;
             for_each_pixel(piece, [&](uint32_t p) { sum += g.cost(p, k); });
             node_[k] = sum;
@@ -131,11 +132,11 @@ private:
         const double stay = sums_[from] - node_[l.class_of[from]];
         double best = stay + l.epsilon;
         int32_t to = from, fresh = -1;
-        for (int32_t c : sums_.seen) {
+        for (int32_t c : sums_) {
             const double value = sums_[c] - node_[l.class_of[c]];
             if (value > best) best = value, to = c;
         }
-        for (int32_t k : votes_.seen)
+        for (int32_t k : votes_)
             if (l.thing[k] && -node_[k] > best) best = -node_[k], fresh = k;
         if (fresh >= 0) {
             to = int32_t(l.class_of.size());
@@ -153,7 +154,7 @@ class Joins {
 public:
     // Joins, best first, while that lowers the objective; gives every thing cluster its best class.
     // Returns the number of joins and changes of class.
-    size_t run(const Grid& g, Labelling& l) {
+    size_t run(const Grid& g, Labelling& l, NodeMoves& moves) {
         members(g, l);
         if (pixels_.empty()) return 0;
         sums(g, l);
@@ -185,8 +186,61 @@ public:
             join(l, top.a, b);
             changes++;
         }
-        for (uint32_t p : pixels_) l.z[p] = int32_t(find(uint32_t(l.z[p])));
+        for (size_t c = size_t(K_); c < clusters_; c++) {
+            const uint32_t top = find(uint32_t(c));
+            if (top == c) continue;
+            for (uint32_t s = begin_[c]; s < begin_[c] + size_[c]; s++) {
+                const uint32_t p = pixels_[s];
+                l.z[p] = int32_t(top);
+                moves.wake(p);
+                if (p >= 1) moves.wake(p - 1);
+                if (p + 1 < g.pixels()) moves.wake(p + 1);
+                if (p >= uint32_t(g.W)) moves.wake(p - g.W);
+                if (p + g.W < g.pixels()) moves.wake(p + g.W);
+            }
+        }
         return changes;
+    }
+
+    // Multiway cut: gives every thing cluster a label, the one that pays most given the labels of
+    // the others, until none changes; then every label is one cluster.
+    void assign(const Grid& g, Labelling& l) {
+        members(g, l);
+        if (pixels_.empty()) return;
+        sums(g, l);
+        adjacency_.build(*this);
+        const size_t u = used_.size();
+        order_.clear();
+        choice_.assign(clusters_, -1);
+        for (size_t c = 0; c < clusters_; c++) {
+            if (c < size_t(K_)) choice_[c] = int32_t(c);
+            else if (size_[c]) order_.push_back(uint32_t(c));
+        }
+        std::stable_sort(order_.begin(), order_.end(),
+                         [&](uint32_t a, uint32_t b) { return size_[a] > size_[b]; });
+        pull_.assign(K_, 0.0);
+        for (int sweep = 0; sweep < 20; sweep++) {
+            bool changed = false;
+            for (uint32_t c : order_) {
+                const auto& list = adjacency_.lists[c];
+                for (uint32_t s = 0; s < list.size; s++)
+                    if (choice_[list.ids[s]] >= 0) pull_[choice_[list.ids[s]]] += list.weights()[s];
+                int32_t to = choice_[c];
+                double best = to >= 0 ? pull_[to] - node_[c * u + index_[to]] + l.epsilon
+                                      : -std::numeric_limits<double>::infinity();
+                for (size_t i = 0; i < u; i++) {
+                    const double value = pull_[used_[i]] - node_[c * u + i];
+                    if (value > best) best = value, to = used_[i];
+                }
+                changed |= to != choice_[c];
+                choice_[c] = to;
+                for (uint32_t s = 0; s < list.size; s++)
+                    if (choice_[list.ids[s]] >= 0) pull_[choice_[list.ids[s]]] = 0;
+                pull_[to] = 0;
+            }
+            if (!changed) break;
+        }
+        for (uint32_t p : pixels_) l.z[p] = choice_[l.z[p]];
     }
 
     // The graph of clusters, for Adjacency.
@@ -206,10 +260,11 @@ private:
     };
     int K_ = 0;
     size_t clusters_ = 0;
-    std::vector<uint32_t> pixels_, begin_, size_, from_, to_, into_, version_, touched_;
+    std::vector<uint32_t> pixels_, begin_, size_, from_, to_, into_, version_, touched_,
+        order_;
     std::vector<float> weight_;
-    std::vector<int32_t> used_, index_;
-    std::vector<double> node_;
+    std::vector<int32_t> used_, index_, count_, choice_;
+    std::vector<double> node_, pull_;
     std::vector<Offer> heap_;
     Adjacency adjacency_;
     Sums sums_;
@@ -241,8 +296,9 @@ private:
     void sums(const Grid& g, const Labelling& l) {
         // Classes in use: of clusters, and those that some thing pixels like best.
         index_.assign(K_, 0);
-        for (uint32_t p : pixels_) index_[l.cheapest[p]]++;
-        for (int32_t& count : index_) count = K_ <= 32 || count >= 8;
+        count_.assign(K_, 0);
+        for (uint32_t p : pixels_) count_[l.kind[l.cheapest[p]]]++;
+        for (int k = 0; k < K_; k++) index_[k] = K_ <= 32 || count_[l.kind[k]] >= 8;
         for (size_t c = 0; c < clusters_; c++)
             if (size_[c] && c >= size_t(K_)) index_[l.class_of[c]] = 1;
         used_.clear();
@@ -275,7 +331,7 @@ private:
                     const int32_t b = l.z[q];
                     if (b < int32_t(c)) sums_.add(b, w);
                 });
-            for (int32_t b : sums_.seen) {
+            for (int32_t b : sums_) {
                 from_.push_back(uint32_t(c));
                 to_.push_back(uint32_t(b));
                 weight_.push_back(sums_[b]);

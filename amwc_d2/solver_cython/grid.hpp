@@ -9,6 +9,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "simd.hpp"
+
 namespace amwc {
 
 struct Grid {
@@ -20,23 +22,29 @@ struct Grid {
     size_t pixels() const { return size_t(H) * W; }
     const float* layer(int d, int dir) const { return edge + (size_t(d) * 2 + dir) * pixels(); }
 
-    // Calls f(p, q, weight, edge index) for every edge that exists, in the order of its index.
+    // Calls f(p, q, weights, count) for every run of edges (p + i, q + i), i < count, in a row.
     template <class F>
-    void for_each_edge(F f) const {
+    void for_each_row(F f) const {
         for (int d = 0; d < D; d++)
             for (int dir = 0; dir < 2; dir++) {
                 const int step = dist[d];
                 if (step >= (dir ? H : W)) continue;
-                const float* w = layer(d, dir);
                 const size_t shift = dir ? size_t(step) * W : size_t(step);
-                const int rows = dir ? H - step : H, columns = dir ? W : W - step;
-                const size_t base = (size_t(d) * 2 + dir) * pixels();
-                for (int y = 0; y < rows; y++)
-                    for (int x = 0; x < columns; x++) {
-                        const size_t p = size_t(y) * W + x;
-                        f(uint32_t(p), uint32_t(p + shift), w[p], uint32_t(base + p));
-                    }
+                for (int y = 0; y < (dir ? H - step : H); y++) {
+                    const size_t p = size_t(y) * W;
+                    f(p, p + shift, layer(d, dir) + p, dir ? W : W - step);
+                }
             }
+    }
+
+    // Calls f(p, q, weight, edge index) for every edge that exists, in the order of its index.
+    template <class F>
+    void for_each_edge(F f) const {
+        for_each_row([&](size_t p, size_t q, const float* w, int count) {
+            const size_t base = size_t(w - edge);
+            for (int x = 0; x < count; x++)
+                f(uint32_t(p + x), uint32_t(q + x), w[x], uint32_t(base + x));
+        });
     }
 
     // Calls f(q, weight) for every edge at p, in a fixed order.
@@ -56,6 +64,7 @@ struct Grid {
         }
     }
 
+    size_t most_neighbours() const { return 4 * size_t(D); }
     float cost(uint32_t p, int k) const { return node[size_t(k) * pixels() + p]; }
 };
 
@@ -79,14 +88,45 @@ struct Graph {
 };
 
 // sum_i c_V(i, x_i) + sum_ij c_E(ij) [z_i != z_j] in double precision, in the order of the indices.
-template <class Costs>
-double objective(const Costs& costs, const int32_t* classes, const int32_t* segments) {
+inline double objective(const Graph& g, const int32_t* classes, const int32_t* segments) {
     double sum = 0;
-    for (size_t p = 0; p < costs.pixels(); p++) sum += costs.cost(uint32_t(p), classes[p]);
-    costs.for_each_edge([&](uint32_t p, uint32_t q, float w, uint32_t) {
+    for (size_t p = 0; p < g.N; p++) sum += g.cost(uint32_t(p), classes[p]);
+    g.for_each_edge([&](uint32_t p, uint32_t q, float w, uint32_t) {
         sum += segments[p] != segments[q] ? double(w) : 0.0;
     });
     return sum;
+}
+
+// The same in four interleaved partial sums.
+inline double objective(const Grid& g, const int32_t* classes, const int32_t* segments) {
+    double sum[4] = {0, 0, 0, 0};
+    const size_t n = g.pixels();
+    for (size_t p = 0; p < n; p++) sum[p % 4] += g.cost(uint32_t(p), classes[p]);
+    g.for_each_row([&](size_t p, size_t q, const float* w, int count) {
+        const int32_t *a = segments + p, *b = segments + q;
+        Double2 low = {0, 0}, high = {0, 0};
+        int x = 0;
+        for (; x + 4 <= count; x += 4)
+            widen_add(drop(load(a + x) == load(b + x), load(w + x)), low, high);
+        for (; x < count; x++) sum[x % 4] += a[x] != b[x] ? w[x] : 0.0f;
+        for (int i = 0; i < 2; i++) sum[i] += low[i], sum[i + 2] += high[i];
+    });
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+// Whether all values are finite: a finite number times zero is zero, all others give NaN.
+inline bool all_finite(const float* values, size_t n) {
+    Float4 a = splat(0.0f), b = a, c = a, d = a;
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        a += load(values + i) * 0.0f;
+        b += load(values + i + 4) * 0.0f;
+        c += load(values + i + 8) * 0.0f;
+        d += load(values + i + 12) * 0.0f;
+    }
+    for (; i < n; i++) a[0] += values[i] * 0.0f;
+    a = (a + b) + (c + d);
+    return a[0] == 0 && a[1] == 0 && a[2] == 0 && a[3] == 0;
 }
 
 }  // namespace amwc

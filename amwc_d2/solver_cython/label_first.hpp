@@ -15,26 +15,45 @@
 #include "greedy.hpp"
 #include "grid.hpp"
 #include "moves.hpp"
+#include "simd.hpp"
 
 namespace amwc {
 
-// Class of lowest cost of every pixel (the lowest class of several).
+// Class of lowest cost of every pixel (the lowest class of several). Classes are read in groups so
+// that the running minimum stays in registers, pixels in chunks so that it stays in the cache.
 inline void cheapest_classes(const Grid& g, int32_t* out) {
     constexpr size_t kChunk = 1024;
+    constexpr int kGroup = 6;
     float best[kChunk];
     const size_t n = g.pixels();
     for (size_t start = 0; start < n; start += kChunk) {
         const int count = int(std::min(kChunk, n - start));
-        const float* cost = g.node + start;
         int32_t* label = out + start;
-        for (int p = 0; p < count; p++) best[p] = cost[p], label[p] = 0;
-        for (int k = 1; k < g.K; k++) {
-            cost += n;
-            for (int p = 0; p < count; p++) {
-                const bool less = cost[p] < best[p];
-                label[p] = less ? k : label[p];
-                best[p] = less ? cost[p] : best[p];
-            }
+        std::copy_n(g.node + start, count, best);
+        std::fill_n(label, count, 0);
+        for (int first = 1; first < g.K; first += kGroup) {
+            const int group = std::min(kGroup, g.K - first);
+            const float* cost = g.node + first * n + start;
+            auto scan = [&](int members) {  // inlined twice, once with a constant
+                int p = 0;
+                for (; p + 4 <= count; p += 4) {
+                    Float4 lowest = load(best + p);
+                    Int4 k = load(label + p);
+                    for (int j = 0; j < members; j++) {
+                        const Float4 v = load(cost + j * n + p);
+                        const Int4 less = v < lowest;
+                        lowest = select(less, v, lowest);
+                        k = select(less, splat(int32_t(first + j)), k);
+                    }
+                    store(best + p, lowest);
+                    store(label + p, k);
+                }
+                for (; p < count; p++)
+                    for (int j = 0; j < members; j++)
+                        if (cost[j * n + p] < best[p]) best[p] = cost[j * n + p], label[p] = first + j;
+            };
+            if (group == kGroup) scan(kGroup);
+            else scan(group);
         }
     }
 }
@@ -54,11 +73,13 @@ public:
     std::vector<int32_t> cheapest;
 
     // Fills z (clusters) and class_of; stuff class k is cluster k, thing clusters follow from K.
-    void start(const Grid& g, const uint8_t* thing, int32_t* z, std::vector<int32_t>& class_of) {
+    // kind: classes of one kind (labels that stand for the same class) are joined alike.
+    void start(const Grid& g, const uint8_t* thing, const int32_t* kind, int32_t* z,
+               std::vector<int32_t>& class_of) {
         cheapest.resize(g.pixels());
         cheapest_classes(g, cheapest.data());
-        pieces(g, thing, z);
-        aggregate(g, z);
+        pieces(g, thing, kind, z);
+        aggregate(g, kind, z);
         greedy_.run(quotient_);
         class_of.resize(g.K);
         for (int k = 0; k < g.K; k++) class_of[k] = k;
@@ -77,7 +98,6 @@ public:
 
 private:
     static constexpr int kTile = 4;
-    static constexpr float kJoin = 0.75f;  // join inside a tile above this times the edge scale
 
     // Pieces in contraction: a graph with node costs for the classes in use.
     struct Quotient {
@@ -102,17 +122,13 @@ private:
     Sums sums_;
 
     // Tiles of thing pixels to pieces; z = class for stuff, K + piece for things.
-    void pieces(const Grid& g, const uint8_t* thing, int32_t* z) {
-        const size_t n = g.pixels();
+    void pieces(const Grid& g, const uint8_t* thing, const int32_t* kind, int32_t* z) {
         const bool unit = g.D > 0 && unit_layer(g) >= 0;
         const float* right = unit ? g.layer(unit_layer(g), 0) : nullptr;
         const float* down = unit ? g.layer(unit_layer(g), 1) : nullptr;
-        const float join = kJoin * edge_scale(g);
         pixel_.clear();
         piece_.clear();
-        histogram_.assign(g.K, 0);
         int32_t count = 0;
-        (void)n;
         for (int y0 = 0; y0 < g.H; y0 += kTile)
             for (int x0 = 0; x0 < g.W; x0 += kTile) {
                 const int h = std::min(kTile, g.H - y0), w = std::min(kTile, g.W - x0);
@@ -127,8 +143,10 @@ private:
                         parent[i] = thing[k] ? int8_t(i) : int8_t(-1);
                         things += thing[k];
                     }
-                histogram_[cheapest[size_t(y0) * g.W + x0]]++;
                 if (!things) continue;
+                auto same = [&](size_t p, size_t q) {
+                    return kind[cheapest[p]] == kind[cheapest[q]];
+                };
                 auto root = [&](int i) {
                     while (parent[i] != i) i = parent[i];
                     return i;
@@ -142,9 +160,9 @@ private:
                         const size_t p = size_t(y0 + y) * g.W + x0 + x;
                         const int i = y * kTile + x;
                         if (parent[i] < 0) continue;
-                        if (x + 1 < w && cheapest[p] == cheapest[p + 1] && right[p] >= join)
+                        if (x + 1 < w && same(p, p + 1) && right[p] >= 0)
                             unite(i, i + 1);
-                        if (y + 1 < h && cheapest[p] == cheapest[p + g.W] && down[p] >= join)
+                        if (y + 1 < h && same(p, p + g.W) && down[p] >= 0)
                             unite(i, i + kTile);
                     }
                 for (int r = 0; r < kTile * kTile; r++) {
@@ -170,12 +188,12 @@ private:
     }
 
     // Sums of costs over pieces and pairs of pieces.
-    void aggregate(const Grid& g, const int32_t* z) {
+    void aggregate(const Grid& g, const int32_t* kind, const int32_t* z) {
         used_.clear();
-        std::fill(histogram_.begin(), histogram_.end(), 0);
-        for (uint32_t p : pixel_) histogram_[cheapest[p]]++;
+        histogram_.assign(g.K, 0);
+        for (uint32_t p : pixel_) histogram_[kind[cheapest[p]]]++;
         for (int k = 0; k < g.K; k++)
-            if (g.K <= 32 || histogram_[k] >= 8) used_.push_back(k);
+            if (g.K <= 32 || histogram_[kind[k]] >= 8) used_.push_back(k);
         if (used_.empty()) used_.push_back(0);
         Quotient& q = quotient_;
         q.K = int(used_.size());
@@ -201,7 +219,7 @@ private:
                     if (b > c) sums_.add(b, w);
                 });
             }
-            for (int32_t b : sums_.seen) {
+            for (int32_t b : sums_) {
                 q.from.push_back(uint32_t(c));
                 q.to.push_back(uint32_t(b));
                 q.weight.push_back(sums_[b]);

@@ -34,23 +34,27 @@ public:
     }
 
     double fast(const Grid& g, const uint8_t* thing, int32_t* classes, int32_t* z) {
-        Labelling l{z, {}, nullptr, thing, 1e-5f * edge_scale(g)};
-        label_first_.start(g, thing, z, l.class_of);
+        kind_.resize(g.K);
+        for (int k = 0; k < g.K; k++) kind_[k] = k;
+        Labelling l{z, {}, nullptr, thing, kind_.data(), 1e-5f * edge_scale(g)};
+        label_first_.start(g, thing, kind_.data(), z, l.class_of);
         l.cheapest = label_first_.cheapest.data();
         home_.resize(g.K);
         for (int k = 0; k < g.K; k++) home_[k] = thing[k] ? -1 : k;
-        joins_.run(g, l);
-        for (int round = 0; round < 2; round++) {
-            moves_.start(g, z, l.class_of.data(), l.class_of.size(), l.cheapest, home_.data(),
-                         l.epsilon);
-            moves_.run(g, 32);
-            if (pieces_.run(g, l, moves_)) moves_.run(g, 32);
-            if (!joins_.run(g, l)) break;
-        }
+        start_moves(g, l);
+        moves_.first_sweep(g);
+        moves_.run(g, 32);
+        if (pieces_.run(g, l, moves_)) moves_.run(g, 32);
+        if (joins_.run(g, l, moves_)) moves_.run(g, 32);
         const size_t n = g.pixels();
         for (size_t p = 0; p < n; p++) classes[p] = l.class_of[z[p]];
         canonical(z, n, l.class_of.size(), scratch_);
         return objective(g, classes, z);
+    }
+
+    void start_moves(const Grid& g, const Labelling& l) {
+        moves_.start(g, l.z, l.class_of.data(), l.class_of.size(), l.cheapest, home_.data(),
+                     l.epsilon);
     }
 
     double amwc_graph(const Graph& graph, const uint8_t* partitionable, int method,
@@ -75,70 +79,88 @@ public:
         return objective(costs, classes, segments);
     }
 
-    // Multiway cut on a grid, one segment a label. Minimal version: pixel moves from the start.
-    double multiway(const Grid& g, const int32_t* init, int32_t* classes) {
-        const size_t n = g.pixels();
+    // Multiway cut on a grid, one segment a label: z holds the labels.
+    double multiway(const Grid& g, const int32_t* init, int32_t* z) {
+        LabelFirst& first = label_first_;
+        not_thing_.assign(g.K, 0);
+        Labelling l{z, {}, nullptr, not_thing_.data(), nullptr, 1e-5f * edge_scale(g)};
         if (init) {
-            std::copy(init, init + n, classes);
+            first.cheapest.resize(g.pixels());
+            cheapest_classes(g, first.cheapest.data());
+            std::copy(init, init + g.pixels(), z);
         } else {
-            for (size_t p = 0; p < n; p++) classes[p] = cheapest(g, p);
+            // Labels of one class are told apart by clusters: those of labels with a twin are
+            // found as if they were things, and each is then given one of the twins.
+            kinds(g);
+            first.start(g, twin_.data(), kind_.data(), z, l.class_of);
+            l.cheapest = first.cheapest.data();
+            l.kind = kind_.data();
+            joins_.assign(g, l);
         }
-        std::vector<double> gain(size_t(g.K), 0.0);
-        std::vector<int32_t> seen;
-        for (int sweep = 0; sweep < 20; sweep++) {
-            size_t moved = 0;
-            for (size_t p = 0; p < n; p++) {
-                seen.clear();
-                const int y = int(p / g.W), x = int(p % g.W);
-                auto neighbour = [&](size_t q, float w) {
-                    const int32_t l = classes[q];
-                    if (gain[l] == 0) seen.push_back(l);
-                    gain[l] += w;
-                };
-                for (int d = 0; d < g.D; d++) {
-                    const int s = g.dist[d];
-                    const float *right = g.layer(d, 0), *down = g.layer(d, 1);
-                    if (x >= s) neighbour(p - s, right[p - s]);
-                    if (x + s < g.W) neighbour(p + s, right[p]);
-                    if (y >= s) neighbour(p - size_t(s) * g.W, down[p - size_t(s) * g.W]);
-                    if (y + s < g.H) neighbour(p + size_t(s) * g.W, down[p]);
-                }
-                const int32_t old = classes[p];
-                double best = gain[old] - g.cost(uint32_t(p), old) ;
-                const double margin = 1e-6 * (1e-12 + std::abs(best));
-                best += margin;
-                int32_t to = old;
-                auto consider = [&](int32_t l) {
-                    const double v = gain[l] - g.cost(uint32_t(p), l);
-                    if (v > best || (v == best && to != old && l < to)) best = v, to = l;
-                };
-                for (int32_t l : seen) consider(l);
-                if (g.K <= 32 || sweep < 2) consider(cheapest(g, p));
-                for (int32_t l : seen) gain[l] = 0;
-                classes[p] = to;
-                moved += to != old;
-            }
-            if (!moved) break;
+        l.cheapest = first.cheapest.data();
+        l.class_of.resize(g.K);
+        home_.resize(g.K);
+        for (int k = 0; k < g.K; k++) l.class_of[k] = home_[k] = k;
+        // To a fixed point, so that the result is its own warm start.
+        for (int round = 0; round < 64; round++) {
+            start_moves(g, l);
+            size_t changes = moves_.first_sweep(g) + moves_.run(g, 64);
+            changes += pieces_.run(g, l, moves_);
+            if (!changes) break;
         }
-        return objective(g, classes, classes);
+        return objective(g, z, z);
     }
 
     std::vector<int32_t> scratch_;
 
 private:
+    // Labels of one kind have all but equal costs at most of a sample of pixels.
+    void kinds(const Grid& g) {
+        constexpr size_t kSample = 64;
+        const size_t n = g.pixels(), count = std::min(n, kSample);
+        sample_.resize(size_t(g.K) * count);
+        double scale = 0;
+        for (size_t s = 0; s < count; s++) {
+            const uint32_t p = uint32_t((2 * s + 1) * n / (2 * count));
+            float lowest = g.cost(p, 0);
+            double mean = 0;
+            for (int k = 0; k < g.K; k++) {
+                const float cost = g.cost(p, k);
+                sample_[k * count + s] = cost;
+                lowest = std::min(lowest, cost);
+                mean += cost / g.K;
+            }
+            scale += (mean - lowest) / double(count);
+        }
+        const float close = float(0.02 * scale);
+        kind_.resize(g.K);
+        twin_.assign(g.K, 0);
+        representative_.clear();
+        for (int k = 0; k < g.K; k++) {
+            kind_[k] = k;
+            for (int r : representative_) {
+                size_t apart = 0;
+                for (size_t s = 0; s < count && 3 * apart <= count; s++)
+                    apart += !(std::abs(sample_[k * count + s] - sample_[r * count + s]) <= close);
+                if (3 * apart > count) continue;
+                kind_[k] = r;
+                twin_[k] = twin_[r] = 1;
+                break;
+            }
+            if (kind_[k] == k) representative_.push_back(k);
+        }
+    }
+
+    std::vector<float> sample_;
+    std::vector<int32_t> kind_, representative_;
+    std::vector<uint8_t> twin_, not_thing_;
+
     Greedy greedy_;
     LabelFirst label_first_;
     NodeMoves moves_;
     PieceMoves pieces_;
     Joins joins_;
     std::vector<int32_t> home_;
-
-    static int32_t cheapest(const Grid& g, size_t p) {
-        int32_t best = 0;
-        for (int k = 1; k < g.K; k++)
-            if (g.cost(uint32_t(p), k) < g.cost(uint32_t(p), best)) best = k;
-        return best;
-    }
 };
 
 }  // namespace amwc
