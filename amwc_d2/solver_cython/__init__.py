@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._amwc import Arena, bound, bound_graph, objective
+from ._amwc import Arena, all_finite, bound, bound_graph, objective
 
 __all__ = [
     "Solution",

@@ -1,0 +1,46 @@
+// Four lanes of float or int32 by the vector extensions of gcc and clang: SSE2 on x86-64 and NEON on
+// aarch64 are part of the baseline, so the same source gives the same bits on both.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace amwc {
+
+typedef float Float4 __attribute__((vector_size(16)));
+typedef int32_t Int4 __attribute__((vector_size(16)));
+typedef float Float2 __attribute__((vector_size(8)));
+typedef double Double2 __attribute__((vector_size(16)));
+
+inline Float4 load(const float* p) {
+    Float4 v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+inline Int4 load(const int32_t* p) {
+    Int4 v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+inline void store(float* p, Float4 v) { std::memcpy(p, &v, sizeof v); }
+inline void store(int32_t* p, Int4 v) { std::memcpy(p, &v, sizeof v); }
+inline Float4 splat(float v) { return Float4{v, v, v, v}; }
+inline Int4 splat(int32_t v) { return Int4{v, v, v, v}; }
+
+// Lanes of a where the mask (all ones or all zeros) is set, of b elsewhere.
+inline Float4 select(Int4 mask, Float4 a, Float4 b) {
+    return (Float4)((mask & (Int4)a) | (~mask & (Int4)b));
+}
+inline Int4 select(Int4 mask, Int4 a, Int4 b) { return (mask & a) | (~mask & b); }
+inline Float4 keep(Int4 mask, Float4 a) { return (Float4)(mask & (Int4)a); }
+inline Float4 drop(Int4 mask, Float4 a) { return (Float4)(~mask & (Int4)a); }
+
+// low += the first two lanes of v, high += the last two.
+inline void widen_add(Float4 v, Double2& low, Double2& high) {
+    Float2 half[2];
+    std::memcpy(half, &v, sizeof v);
+    low += __builtin_convertvector(half[0], Double2);
+    high += __builtin_convertvector(half[1], Double2);
+}
+
+}  // namespace amwc
