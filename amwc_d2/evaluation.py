@@ -98,6 +98,7 @@ def grid_ceiling(dataset_name, stride=4, *, min_size=0, max_size=1333, output_di
     Returns:
         OrderedDict: the evaluator's results.
     """
+    DatasetCatalog.get(dataset_name)  # draws the toy set if need be
     evaluator = AMWCPanopticEvaluator(dataset_name, output_dir, instance_ap=False)
     evaluator.reset()
     for annotation in evaluator.truth.values():

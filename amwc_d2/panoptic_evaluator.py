@@ -44,7 +44,6 @@ class ImageResult:
     merges: int = 0
     true_instances: list = field(default_factory=list)
     pred_instances: list = field(default_factory=list)
-    confusions: dict = field(default_factory=dict)  # name -> int64 (K, K + 1)
     stat: PQStat = None
 
 
@@ -101,7 +100,7 @@ class AMWCPanopticEvaluator(DatasetEvaluator):
         self._boundary_ratio = boundary_ratio
         self._instance_ap = instance_ap
         self._companions = list(companions)
-        self._class_names = list(meta.stuff_classes)
+        self._num_classes = len(meta.stuff_classes)
         things = meta.thing_dataset_id_to_contiguous_id
         self.to_contiguous = {**meta.stuff_dataset_id_to_contiguous_id, **things}
         self._to_dataset = {v: k for k, v in self.to_contiguous.items()}
@@ -112,7 +111,7 @@ class AMWCPanopticEvaluator(DatasetEvaluator):
         self.truth = {annotation["image_id"]: annotation for annotation in truth["annotations"]}
         self._truth_header = {k: v for k, v in truth.items() if k != "annotations"}
         self._size_limits = size_limits or self._terciles()
-        self._results, self._jobs, self._pool, self._scratch = [], deque(), None, None
+        self._pool, self._scratch = None, None
 
     def _terciles(self):
         areas = [
@@ -130,7 +129,7 @@ class AMWCPanopticEvaluator(DatasetEvaluator):
         else:
             self._pred_root = self._output_dir / "panoptic"
         self._pred_root.mkdir(parents=True, exist_ok=True)
-        self._results, self._jobs = [], deque()
+        self._results, self._jobs, self._confusions = [], deque(), {}
         self._pool = ThreadPoolExecutor(_num_workers())
         for companion in self._companions:
             companion.reset()
@@ -146,7 +145,7 @@ class AMWCPanopticEvaluator(DatasetEvaluator):
         for given, output in zip(inputs, outputs):
             self._jobs.append(self._pool.submit(self._compare, *self._unpack(given, output)))
             while len(self._jobs) > 2 * _num_workers():  # bounds the memory
-                self._results.append(self._jobs.popleft().result())
+                self._collect(self._jobs.popleft())
         for companion in self._companions:
             companion.process(inputs, outputs)
 
@@ -210,15 +209,22 @@ class AMWCPanopticEvaluator(DatasetEvaluator):
         )
         categories = [self.to_contiguous[s["category_id"]] for s in true_info]
         true_classes = np.array([-1] + categories)[true]
-        result.confusions = {
-            key: segment_metrics.class_confusion(true_classes, values, len(self._class_names))
+        confusions = {
+            key: segment_metrics.class_confusion(true_classes, values, self._num_classes)
             for key, values in classes.items()
         }
         if self._instance_ap:
             result.true_instances = instance_ap.true_instances(
                 true, true_info, self._thing_ids, result.true["image_id"]
             )
-        return result
+        return result, confusions
+
+    def _collect(self, job):
+        """Keep one image's result; class confusions are large and are only summed."""
+        result, confusions = job.result()
+        self._results.append(result)
+        for key, confusion in confusions.items():
+            self._confusions[key] = self._confusions.get(key, 0) + confusion
 
     def read_truth(self, annotation):
         """Read the segment ids, int32 (H, W), 0 = void, of an annotation of the ground truth."""
@@ -240,8 +246,8 @@ class AMWCPanopticEvaluator(DatasetEvaluator):
         Raises:
             ValueError: an image of the ground truth without a prediction.
         """
-        self._results.extend(job.result() for job in self._jobs)
-        self._jobs.clear()
+        while self._jobs:
+            self._collect(self._jobs.popleft())
         # panopticapi prints; only one thread may redirect, so this comes after all the rest.
         with contextlib.redirect_stdout(io.StringIO()):
             for result, stat in zip(
@@ -253,12 +259,12 @@ class AMWCPanopticEvaluator(DatasetEvaluator):
             self._scratch.cleanup()
 
         comm.synchronize()
-        gathered = comm.gather(self._results)
+        gathered = comm.gather((self._results, self._confusions))
         companions = [companion.evaluate() for companion in self._companions]
         self._results = []
         if not comm.is_main_process():
             return None
-        by_id = {r.true["image_id"]: r for r in itertools.chain(*gathered)}
+        by_id = {r.true["image_id"]: r for results, _ in gathered for r in results}
         missing = [i for i in self.truth if i not in by_id]
         if missing:
             raise ValueError(
@@ -266,7 +272,10 @@ class AMWCPanopticEvaluator(DatasetEvaluator):
                 f"prediction, the first being {missing[0]!r}. Evaluate the whole dataset."
             )
         images = [by_id[i] for i in self.truth]  # the ground truth's order, whoever made them
-        results, per_class = self._summarize(images)
+        parts = [confusions for _, confusions in gathered]
+        keys = dict.fromkeys(itertools.chain(*parts))
+        confusions = {key: sum(part[key] for part in parts if key in part) for key in keys}
+        results, per_class = self._summarize(images, confusions)
         for companion in companions:
             results.update(companion or {})
         report.log_results(self._name, results, per_class, self._size_limits)
@@ -286,7 +295,7 @@ class AMWCPanopticEvaluator(DatasetEvaluator):
             0, [(result.true, pred)], self._true_root, str(self._pred_root), self._categories
         )
 
-    def _summarize(self, images):
+    def _summarize(self, images, confusions):
         """Results (see the class) and one row for each class, from all images."""
         total = PQStat()
         for image in images:
@@ -295,9 +304,6 @@ class AMWCPanopticEvaluator(DatasetEvaluator):
         for suffix, isthing in (("", None), ("_th", True), ("_st", False)):
             for key, value in _pq_average(total, self._categories, isthing).items():
                 panoptic[f"{key}{suffix}"] = value
-        confusions = {
-            key: sum(image.confusions[key] for image in images) for key in images[0].confusions
-        }
         ious = {key: segment_metrics.class_iou(c) for key, c in confusions.items()}
         per_class = report.class_rows(total, self._categories, ious, self.to_contiguous)
         panoptic.update({f"PQ-{row['class']}": row["PQ"] for row in per_class})
