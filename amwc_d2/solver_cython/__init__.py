@@ -211,10 +211,9 @@ def _mwc_job(node_costs, edge_costs, distances, init):
 
     def job(arena):
         classes = np.empty(node_costs.shape[1:], np.int32)
-        value = arena.multiway(node_costs, edge_costs, distances, init, classes)
-        _, first, inverse = np.unique(classes, return_index=True, return_inverse=True)
-        rank = np.argsort(np.argsort(first)).astype(np.int32)
-        return Solution(classes, rank[inverse.reshape(classes.shape)], value)
+        segments = np.empty_like(classes)
+        value = arena.multiway(node_costs, edge_costs, distances, init, classes, segments)
+        return Solution(classes, segments, value)
 
     return job
 

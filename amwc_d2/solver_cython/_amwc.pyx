@@ -29,7 +29,7 @@ cdef extern from "solve.hpp" namespace "amwc" nogil:
     cdef cppclass Solver:
         double amwc(const Grid&, const uint8_t*, int, int32_t*, int32_t*) except +
         double amwc_graph(const Graph&, const uint8_t*, int, int32_t*, int32_t*) except +
-        double multiway(const Grid&, const int32_t*, int32_t*) except +
+        double multiway(const Grid&, const int32_t*, int32_t*, int32_t*) except +
 
 
 cdef Grid make_grid(const float[:, :, ::1] node, const float[:, :, :, ::1] edge,
@@ -83,12 +83,14 @@ cdef class Arena:
         return value
 
     def multiway(self, const float[:, :, ::1] node, const float[:, :, :, ::1] edge,
-                 const int32_t[::1] dist, const int32_t[:, ::1] init, int32_t[:, ::1] classes):
-        """Fills classes; returns the objective. init may be None."""
+                 const int32_t[::1] dist, const int32_t[:, ::1] init, int32_t[:, ::1] classes,
+                 int32_t[:, ::1] segments):
+        """Fills classes and segments; returns the objective. init may be None."""
         cdef double value
         cdef const int32_t* start = &init[0, 0] if init is not None else NULL
         with nogil:
-            value = self.solver.multiway(make_grid(node, edge, dist), start, &classes[0, 0])
+            value = self.solver.multiway(make_grid(node, edge, dist), start, &classes[0, 0],
+                                         &segments[0, 0])
         return value
 
 

@@ -79,8 +79,8 @@ public:
         return objective(costs, classes, segments);
     }
 
-    // Multiway cut on a grid, one segment a label: z holds the labels.
-    double multiway(const Grid& g, const int32_t* init, int32_t* z) {
+    // Multiway cut on a grid, one segment a label: z holds the labels, segments numbers them.
+    double multiway(const Grid& g, const int32_t* init, int32_t* z, int32_t* segments) {
         LabelFirst& first = label_first_;
         not_thing_.assign(g.K, 0);
         Labelling l{z, {}, nullptr, not_thing_.data(), nullptr, 1e-5f * edge_scale(g)};
@@ -108,6 +108,8 @@ public:
             changes += pieces_.run(g, l, moves_);
             if (!changes) break;
         }
+        std::copy(z, z + g.pixels(), segments);
+        canonical(segments, g.pixels(), size_t(g.K), scratch_);
         return objective(g, z, z);
     }
 
