@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultPredictor
 
 import amwc_d2
-from amwc_d2 import Trainer, model_zoo
+from amwc_d2 import Trainer, model_zoo, register_panoptic_dataset
+from amwc_d2.toy_dataset import make_toy_dataset
 
 NAME = "toy_two_steps"
 
@@ -177,3 +178,34 @@ def test_page_claims_what_was_measured(repository, tool):
             assert line.endswith("| not trained |")
             (config,) = re.findall(r"\]\((configs/[^)]*)\)", line)
             assert (repository / config).is_file()
+
+
+def released_toy_models():
+    """Names of the repository's checkpoints for the toy set, which can be drawn anywhere."""
+    index = model_zoo.REPOSITORY_ZOO / "index.json"
+    released = json.loads(index.read_text()) if index.exists() else {}
+    return sorted(name for name in released if name.startswith("toy_"))
+
+
+@pytest.mark.parametrize("name", released_toy_models())
+def test_released_model_reproduces_its_metrics(name, tmp_path_factory):
+    """From its name alone, on the full val set (image i of the toy set is always the same)."""
+    released = model_zoo.get_metrics(name)
+    root = make_toy_dataset(
+        tmp_path_factory.getbasetemp() / "released", num_train=1, num_val=released["images"]
+    )
+    dataset = f"{name}_val"
+    register_panoptic_dataset(
+        dataset, root / "val", root / "panoptic_val", root / "panoptic_val.json"
+    )
+    try:
+        cfg = model_zoo.get_config(name)
+        cfg.DATASETS.TEST = (dataset,)
+        cfg.OUTPUT_DIR = str(tmp_path_factory.mktemp("out"))
+        results = Trainer.test(cfg, model_zoo.get(name))
+    finally:
+        DatasetCatalog.remove(dataset)
+        MetadataCatalog.remove(dataset)
+    for key in ("PQ", "PQ_th", "PQ_st"):
+        expected = released["results"]["panoptic_seg"][key]
+        assert results["panoptic_seg"][key] == pytest.approx(expected, abs=0.05)
