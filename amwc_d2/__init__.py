@@ -36,7 +36,7 @@ else:
     register_panoptic_folders()
 
 _INSTALL = {
-    "detectron2": "Detectron2 (with its projects) is not on PyPI: see INSTALL.md, or run 'make env'",
+    "detectron2": "Detectron2 (with its projects) is not on PyPI: see INSTALL.md or 'make env'",
     "torch": "pip install torch torchvision",
     "panopticapi": "pip install panopticapi-lite",
     "cv2": "pip install opencv-python-headless",

@@ -21,19 +21,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amwc_d2.affinity_loss import affinity_loss, affinity_targets
-from amwc_d2.amwc_layer import AMWCLayer, SolverSettings, solve
+from amwc_d2.amwc_layer import SolverSettings, solve
 from amwc_d2.config import STAGES
 from amwc_d2.costs import Costs, check_finite
 from amwc_d2.datasets import check_panoptic_metadata
-from amwc_d2.edges import edge_ends
+from amwc_d2.end_to_end_loss import EndToEndLoss
 from amwc_d2.post_processing import (
     panoptic_result,
     panoptic_to_instances,
     segment_scores,
     upsample_labels,
 )
-from amwc_d2.pq_loss import match_segments, one_hot_masks, pq_surrogate_loss
-from amwc_d2.target_generator import VOID
+from amwc_d2.pq_loss import VOID
 
 TRAINED_LAYERS = ("classifiers", "heads", "decoders", "all")
 
@@ -51,6 +50,7 @@ class AMWCPanoptic(nn.Module):
         ins_embed_head: nn.Module,
         costs: Costs,
         solver: SolverSettings,
+        criterion: EndToEndLoss,
         thing_ids,
         pixel_mean,
         pixel_std,
@@ -61,8 +61,6 @@ class AMWCPanoptic(nn.Module):
         trained_layers: str = "classifiers",
         learn_cost_scales: bool = False,
         pq_weight: float = 10.0,
-        pq_surrogate: str = "symmetric",
-        miss_weight: float = 0.1,
         thing_area: int = 200,
         stuff_area: int = 2048,
     ):
@@ -73,6 +71,7 @@ class AMWCPanoptic(nn.Module):
             ins_embed_head: an ``AMWCAffinityHead``.
             costs: logits -> costs.
             solver: how to solve and to differentiate the multiway cut.
+            criterion: stage 2's loss.
             thing_ids: contiguous ids of the thing classes (which may have many segments).
             pixel_mean, pixel_std: per channel, in the order of INPUT.FORMAT.
             size_divisibility: images are padded to multiples of this (height, width).
@@ -82,7 +81,7 @@ class AMWCPanoptic(nn.Module):
                 two layers of every affinity classifier, paper 4.2), "heads" (all after the
                 decoders), "decoders" (those too) or "all".
             learn_cost_scales: train the scales and offsets of ``costs`` in stage 2.
-            pq_weight, pq_surrogate, miss_weight: stage 2's loss (``pq_loss``).
+            pq_weight: weight of stage 2's loss (w in the paper); scales the perturbation.
             thing_area, stuff_area: smaller segments become void, in pixels of the image.
 
         Raises:
@@ -100,6 +99,7 @@ class AMWCPanoptic(nn.Module):
         self.ins_embed_head = ins_embed_head
         self.costs = costs
         self.solver = solver
+        self.criterion = criterion
         self.thing_ids = frozenset(thing_ids)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
@@ -109,8 +109,6 @@ class AMWCPanoptic(nn.Module):
         self.affinity_top_k = affinity_top_k
         self.stage = stage
         self.pq_weight = pq_weight
-        self.pq_surrogate = pq_surrogate
-        self.miss_weight = miss_weight
         self.thing_area = thing_area
         self.stuff_area = stuff_area
 
@@ -130,20 +128,29 @@ class AMWCPanoptic(nn.Module):
         num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
         # A generator of its own, so that N changes neither the data order nor the dropout.
         seed = cfg.SEED + comm.get_rank() if cfg.SEED >= 0 else torch.initial_seed()
+        solver = SolverSettings(
+            distances=tuple(head.DISTANCES),
+            partitionable=np.isin(np.arange(num_classes), sorted(thing_ids)),
+            method=amwc.SOLVER_METHOD,
+            num_threads=amwc.NUM_THREADS,
+            estimator=amwc.ESTIMATOR,
+            num_lambdas=amwc.NUM_LAMBDAS,
+            lambda_range=tuple(amwc.LAMBDA_RANGE),
+            generator=torch.Generator().manual_seed(seed),
+        )
         return {
             "backbone": backbone,
             "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
             "ins_embed_head": build_ins_embed_branch(cfg, backbone.output_shape()),
             "costs": Costs(num_classes, len(head.DISTANCES), dropout=amwc.COST_DROPOUT),
-            "solver": SolverSettings(
-                distances=tuple(head.DISTANCES),
-                partitionable=np.isin(np.arange(num_classes), sorted(thing_ids)),
-                method=amwc.SOLVER_METHOD,
-                num_threads=amwc.NUM_THREADS,
-                estimator=amwc.ESTIMATOR,
-                num_lambdas=amwc.NUM_LAMBDAS,
-                lambda_range=tuple(amwc.LAMBDA_RANGE),
-                generator=torch.Generator().manual_seed(seed),
+            "solver": solver,
+            "criterion": EndToEndLoss(
+                solver,
+                cells_per_area=cfg.MODEL.SEM_SEG_HEAD.COMMON_STRIDE**-2,
+                thing_area=amwc.THING_AREA,
+                stuff_area=amwc.STUFF_AREA,
+                surrogate=amwc.PQ_LOSS.SURROGATE,
+                miss_weight=amwc.PQ_LOSS.MISS_WEIGHT,
             ),
             "thing_ids": thing_ids,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
@@ -155,8 +162,6 @@ class AMWCPanoptic(nn.Module):
             "trained_layers": amwc.TRAINED_LAYERS,
             "learn_cost_scales": amwc.LEARN_COST_SCALES,
             "pq_weight": amwc.PQ_LOSS.WEIGHT,
-            "pq_surrogate": amwc.PQ_LOSS.SURROGATE,
-            "miss_weight": amwc.PQ_LOSS.MISS_WEIGHT,
             "thing_area": amwc.THING_AREA,
             "stuff_area": amwc.STUFF_AREA,
         }
@@ -305,80 +310,17 @@ class AMWCPanoptic(nn.Module):
         node_costs, edge_costs = self.costs(class_logits, affinity_logits)
         node_costs, edge_costs = self.costs.drop(node_costs, edge_costs, self.solver.generator)
         check_finite(node_costs, edge_costs)
-        grid_sizes = self._grid_sizes(images)
-        solutions = solve(node_costs, edge_costs, grid_sizes, self.solver)
-
         (truth,) = self._on_grid(batched_inputs, "segments")
-        truth = truth.cpu()
-        valid = torch.zeros(truth.shape, dtype=torch.bool)
-        channels = []
-        for n, (x, s, (h, w)) in enumerate(zip(batched_inputs, solutions, grid_sizes)):
-            crowd = torch.cat([x["segment_crowd"], torch.tensor([True])])  # the last one: void
-            valid[n, :h, :w] = ~crowd[truth[n, :h, :w]]
-            channels.append(
-                match_segments(
-                    s.classes,
-                    s.segments,
-                    truth[n, :h, :w].numpy(),
-                    x["segment_classes"].numpy(),
-                    valid[n, :h, :w].numpy(),
-                )
-            )
-
-        count = max(len(c) for c in channels)
-        padded = [np.full(count - len(c), -1) for c in channels]
-        channel_class = np.stack([np.append(c.classes, p) for c, p in zip(channels, padded)])
-        ignored = np.stack([np.append(c.ignored, p < 0) for c, p in zip(channels, padded)])
-        predicted = torch.full(truth.shape, -1)
-        for n, (s, (h, w)) in enumerate(zip(solutions, grid_sizes)):
-            predicted[n, :h, :w] = torch.from_numpy(s.segments)
-        masks = torch.stack(
-            [one_hot_masks(z, c.predicted, count) for z, c in zip(predicted, channels)]
+        loss, scalars = self.criterion(
+            node_costs,
+            edge_costs,
+            self._grid_sizes(images),
+            truth.cpu(),
+            [x["segment_classes"] for x in batched_inputs],
+            [x["segment_crowd"] for x in batched_inputs],
         )
-        truth_masks = torch.stack(
-            [one_hot_masks(z, c.truth, count) for z, c in zip(truth, channels)]
-        )
-        weight = valid.float().to(self.device)
-        masks = AMWCLayer.apply(
-            *self._without_void_gradient(node_costs, edge_costs, weight),
-            masks.to(self.device),
-            channels,
-            solutions,
-            self.solver,
-        )
-        thresholds = [
-            self.thing_area if k in self.thing_ids else self.stuff_area
-            for k in range(node_costs.shape[1])
-        ]
-        loss = pq_surrogate_loss(
-            masks,
-            truth_masks.to(self.device),
-            weight,
-            torch.from_numpy(channel_class).to(self.device),
-            torch.tensor(thresholds, device=self.device) / self.stride**2,
-            surrogate=self.pq_surrogate,
-            miss_weight=self.miss_weight,
-            ignored=torch.from_numpy(ignored).to(self.device),
-        )
-        storage = get_event_storage()
-        storage.put_scalar("amwc/pq_surrogate", 1 - loss.item())
-        storage.put_scalar("amwc/segments", np.mean([s.segments.max() + 1 for s in solutions]))
-        storage.put_scalar("amwc/flip_rate", self.solver.flip_rate)  # of the step before
-        for part, seconds in self.solver.seconds.items():
-            storage.put_scalar(f"time/solver_{part}", seconds)
+        get_event_storage().put_scalars(**scalars)
         return {"loss_pq": self.pq_weight * loss}
-
-    def _without_void_gradient(self, node_costs, edge_costs, weight):
-        """The same costs; those of void cells, and of edges that end there, get no gradient."""
-        edges = []
-        for d in self.solver.distances:
-            anchor, other = edge_ends(weight, d)
-            edges.append(anchor * other)
-        node_weight, edge_weight = weight[:, None], torch.stack(edges, dim=1)
-        return (
-            node_costs * node_weight + node_costs.detach() * (1 - node_weight),
-            edge_costs * edge_weight + edge_costs.detach() * (1 - edge_weight),
-        )
 
     # ---- inference -----------------------------------------------------------------------------
 

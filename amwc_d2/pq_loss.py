@@ -17,7 +17,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 SURROGATES = ("paper", "authors", "symmetric")
-_VOID = -1
+VOID = -1  # label of cells that belong to no segment
 
 
 @dataclass
@@ -59,7 +59,7 @@ def match_segments(classes, segments, truth, truth_classes, valid) -> Channels:
     predicted_class[segments.ravel()] = classes.ravel()
 
     area_all = np.bincount(segments.ravel(), minlength=num_predicted)
-    inside = valid & (truth != _VOID)
+    inside = valid & (truth != VOID)
     pair = segments[inside] * num_truth + truth[inside]
     overlap = np.bincount(pair, minlength=num_predicted * num_truth)
     overlap = overlap.reshape(num_predicted, num_truth)
@@ -137,14 +137,7 @@ def pq_surrogate_loss(
 
     Returns:
         scalar; 0 times the prediction if no class is present, so that gradients stay connected.
-
-    Raises:
-        ValueError: an unknown surrogate.
     """
-    if surrogate not in SURROGATES:
-        raise ValueError(
-            f"MODEL.AMWC.PQ_LOSS.SURROGATE must be one of {SURROGATES}, got '{surrogate}'"
-        )
     present = channel_class >= 0
     if ignored is not None:
         present = present & ~ignored

@@ -10,7 +10,7 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.projects.panoptic_deeplab import PanopticDeeplabDatasetMapper
 
-VOID = -1  # in ``segments``: pixel of no segment
+from amwc_d2.pq_loss import VOID
 
 
 class AMWCTargetGenerator:

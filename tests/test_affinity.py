@@ -31,8 +31,9 @@ def make_head(**kwargs):
 
 def test_head_shapes_borders_and_stop_gradient():
     head = make_head().train()
-    features = {f: torch.randn(2, s.channels, 64 // s.stride, 96 // s.stride)
-                for f, s in SHAPES.items()}
+    features = {
+        f: torch.randn(2, s.channels, 64 // s.stride, 96 // s.stride) for f, s in SHAPES.items()
+    }
     logits = torch.randn(2, 3, 16, 24, requires_grad=True)
     affinities = head(features, logits)
     assert affinities.shape == (2, 3, 2, 16, 24)
@@ -46,8 +47,9 @@ def test_head_shapes_borders_and_stop_gradient():
 
 def test_head_sees_the_class_scores():
     head = make_head().eval()
-    features = {f: torch.randn(1, s.channels, 64 // s.stride, 64 // s.stride)
-                for f, s in SHAPES.items()}
+    features = {
+        f: torch.randn(1, s.channels, 64 // s.stride, 64 // s.stride) for f, s in SHAPES.items()
+    }
     torch.nn.init.normal_(head.classifiers[0].predictor.weight)
     a = head(features, torch.zeros(1, 3, 16, 16))
     b = head(features, torch.ones(1, 3, 16, 16))

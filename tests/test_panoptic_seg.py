@@ -54,9 +54,9 @@ def test_recipes_run_forward_and_backward_at_odd_sizes(name, repository):
     with EventStorage():
         losses = model.train()(batch)
         sum(losses.values()).backward()
-    expected = {"loss_pq"} if cfg.MODEL.AMWC.STAGE == "end_to_end" else {
-        "loss_sem_seg", "loss_affinity"
-    }
+    expected = (
+        {"loss_pq"} if cfg.MODEL.AMWC.STAGE == "end_to_end" else {"loss_sem_seg", "loss_affinity"}
+    )
     assert set(losses) == expected and all(torch.isfinite(v) for v in losses.values())
     without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert not without, f"these would hang DistributedDataParallel: {without}"
@@ -105,8 +105,15 @@ def test_stage_two_trains_only_what_it_says(layers, toy_cfg):
     toy_cfg.MODEL.AMWC.TRAINED_LAYERS = layers
     model = build_model(toy_cfg).train()
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
-    parts = ("backbone.", "sem_seg_head.decoder", "sem_seg_head.head", "sem_seg_head.predictor",
-             "ins_embed_head.decoder", "ins_embed_head.reduce", "ins_embed_head.classifiers")
+    parts = (
+        "backbone.",
+        "sem_seg_head.decoder",
+        "sem_seg_head.head",
+        "sem_seg_head.predictor",
+        "ins_embed_head.decoder",
+        "ins_embed_head.reduce",
+        "ins_embed_head.classifiers",
+    )
     hit = {p for p in parts if any(n.startswith(p) for n in trained)}
     expected = {"sem_seg_head.predictor", "ins_embed_head.classifiers"}
     if layers != "classifiers":
@@ -159,7 +166,10 @@ def test_images_without_things_or_labels_keep_every_gradient(toy_cfg):
 def test_diverged_network_is_named(toy_cfg):
     model = build_model(toy_cfg).eval()
     torch.nn.init.constant_(model.sem_seg_head.predictor.bias, float("nan"))
-    with torch.no_grad(), pytest.raises(FloatingPointError, match="outputs of sem_seg_head are NaN"):
+    with (
+        torch.no_grad(),
+        pytest.raises(FloatingPointError, match="of sem_seg_head are NaN"),
+    ):
         model(toy_batch([(64, 128)]))
 
 
@@ -170,10 +180,11 @@ def test_diverged_network_is_named(toy_cfg):
         ("TRAINED_LAYERS", "last", "TRAINED_LAYERS must be one of"),
         ("COST_DROPOUT", 1.0, r"COST_DROPOUT must be in \[0, 1\)"),
         ("ESTIMATOR", "magic", "ESTIMATOR must be one of"),
+        ("PQ_LOSS.SURROGATE", "dice", "SURROGATE must be one of"),
     ],
 )
 def test_wrong_keys_are_named(key, value, message, toy_cfg):
-    setattr(toy_cfg.MODEL.AMWC, key, value)
+    toy_cfg.merge_from_list([f"MODEL.AMWC.{key}", value])
     with pytest.raises(ValueError, match=message):
         build_model(toy_cfg)
 

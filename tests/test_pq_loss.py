@@ -104,18 +104,26 @@ def test_sums_run_over_the_batch_before_dividing():
     one = torch.as_tensor(np.stack([perfect, missed]))[:, None, None]
     truth = torch.as_tensor(np.stack([perfect, perfect]))[:, None, None]
     loss = pq_surrogate_loss(
-        one, truth, torch.ones(2, 1, 10), torch.zeros(2, 1).long(), torch.tensor([-1e4]),
+        one,
+        truth,
+        torch.ones(2, 1, 10),
+        torch.zeros(2, 1).long(),
+        torch.tensor([-1e4]),
     )
     assert loss.item() == pytest.approx(1 - 1 / 1.5, abs=1e-6)
 
 
 def test_small_segments_count_less():
     thresholds = torch.tensor([100.0])
-    small = loss_of([PREDICTION, np.zeros(10)], [np.zeros(10), TRUTH], (0, 0),
-                    thresholds=thresholds)
+    small = loss_of(
+        [PREDICTION, np.zeros(10)], [np.zeros(10), TRUTH], (0, 0), thresholds=thresholds
+    )
     alone = pq_surrogate_loss(
-        torch.zeros(1, 1, 1, 10), torch.as_tensor(TRUTH)[None, None, None],
-        torch.ones(1, 1, 10), torch.zeros(1, 1).long(), thresholds,
+        torch.zeros(1, 1, 1, 10),
+        torch.as_tensor(TRUTH)[None, None, None],
+        torch.ones(1, 1, 10),
+        torch.zeros(1, 1).long(),
+        thresholds,
     )
     assert small.item() == alone.item() == 1.0  # nothing is found, rejected or not
     assert soft_threshold(torch.tensor(0.5)).item() == 0.5
@@ -128,11 +136,6 @@ def test_no_class_at_all_keeps_the_gradient_connected():
     )
     loss.backward()
     assert loss.item() == 0 and (z.grad == 0).all()
-
-
-def test_unknown_surrogate_is_named():
-    with pytest.raises(ValueError, match="SURROGATE must be one of .* got 'dice'"):
-        loss_of([PREDICTION], [TRUTH], surrogate="dice")
 
 
 def test_matching_by_class_and_overlap():

@@ -39,7 +39,7 @@ def get_parser():
     parser.add_argument("--output", type=Path, help="default: the parent of stage 1's OUTPUT_DIR")
     parser.add_argument("--panels", type=int, default=8, help="validation images to draw")
     parser.add_argument("--stage-1-only", action="store_true")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config options of both stages")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="options of both stages")
     return parser
 
 
