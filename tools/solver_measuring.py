@@ -1,0 +1,81 @@
+"""Time, memory and yardsticks of the solver's benchmark."""
+
+import re
+import tempfile
+import time
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from solver_instances import Instance, make_instance
+
+
+def measure(functions, repeats):
+    """Run the functions in turns; return {name: (result, median, half quartile distance)}."""
+    results, seconds = {}, {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            start = time.thread_time()
+            results[name] = function()
+            seconds[name].append(time.thread_time() - start)
+    summary = {}
+    for name, values in seconds.items():
+        low, median, high = np.percentile(values, [25, 50, 75])
+        summary[name] = results[name], float(median), float(high - low) / 2
+    return summary
+
+
+def peak_extra(make_call, instance):
+    """Memory that one call needs beyond its input, measured in a fresh process.
+
+    Args:
+        make_call: picklable function of an instance that returns the function to measure.
+        instance: the :class:`Instance`.
+
+    Returns:
+        Bytes, or None where the system does not tell (it needs Linux's /proc).
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for field in Instance._fields:
+            np.save(Path(folder) / f"{field}.npy", getattr(instance, field))
+        context = get_context("spawn")
+        queue = context.SimpleQueue()
+        process = context.Process(target=_peak_extra_child, args=(make_call, folder, queue))
+        process.start()
+        process.join()
+        return None if process.exitcode else queue.get()
+
+
+def _peak_extra_child(make_call, folder, queue):
+    instance = Instance(*(np.load(Path(folder) / f"{field}.npy") for field in Instance._fields))
+    instance = instance._replace(distances=instance.distances.tolist())
+    make_call(make_instance("street", 8, 8, 0, "easy"))()  # all code is loaded now
+    call = make_call(instance)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        before = _status("VmRSS")
+        call()
+        queue.put(_status("VmHWM") - before)
+    except OSError:
+        queue.put(None)
+
+
+def _status(key):
+    text = Path("/proc/self/status").read_text()
+    return int(re.search(rf"{key}:\s+(\d+) kB", text)[1]) * 1024
+
+
+def floor_seconds(instance):
+    """Time to read all costs once on one core: the least that any solver needs."""
+    arrays = [a.ravel().view(np.int32) for a in (instance.node_costs, instance.edge_costs)]
+    return measure({"read": lambda: [np.bitwise_or.reduce(a) for a in arrays]}, 9)["read"][1]
+
+
+def trivial_bound(instance):
+    """Every node its cheapest class and every repulsive edge cut."""
+    edges = 0.0
+    height, width = instance.classes.shape
+    for d, layers in zip(instance.distances, instance.edge_costs):
+        edges += np.minimum(layers[0, :, : max(width - d, 0)], 0).sum(dtype=float)
+        edges += np.minimum(layers[1, : max(height - d, 0)], 0).sum(dtype=float)
+    return float(instance.node_costs.min(0).sum(dtype=float) + edges)
