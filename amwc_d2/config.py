@@ -27,6 +27,8 @@ def add_amwc_config(cfg):
     head.THING_EDGE_WEIGHT = 4.0  # edges with at least one end on a thing (paper 4.2)
     # The small-object factor is INPUT.SMALL_INSTANCE_WEIGHT, below INPUT.SMALL_INSTANCE_AREA.
 
+    cfg.TEST.IMS_PER_BATCH = 1  # images of a batch at inference, in each process
+
     amwc = cfg.MODEL.AMWC = CN()
     amwc.STAGE = "pretrain"  # "pretrain": cross-entropy; "end_to_end": PQ through the solver
     amwc.THING_AREA = 200  # smaller thing segments become void (paper 4.1)

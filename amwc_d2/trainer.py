@@ -83,7 +83,7 @@ class Trainer(DefaultTrainer):
         return build_detection_test_loader(
             dicts,
             mapper=DatasetMapper(cfg, is_train=False),
-            batch_size=cfg.TEST.get("IMS_PER_BATCH", 1),
+            batch_size=cfg.TEST.IMS_PER_BATCH,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
 
