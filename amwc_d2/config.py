@@ -27,6 +27,9 @@ def add_amwc_config(cfg):
     head.THING_EDGE_WEIGHT = 4.0  # edges with at least one end on a thing (paper 4.2)
     # The small-object factor is INPUT.SMALL_INSTANCE_WEIGHT, below INPUT.SMALL_INSTANCE_AREA.
 
+    # Learning rates by parameter: [[pattern, factor], ...]; the first pattern that matches the
+    # parameter's name (as fnmatch does, such as "ins_embed_head.reduce.*") decides; otherwise 1.
+    cfg.SOLVER.LR_FACTORS = []
     cfg.TEST.IMS_PER_BATCH = 1  # images of a batch at inference, in each process
 
     amwc = cfg.MODEL.AMWC = CN()

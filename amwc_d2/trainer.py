@@ -3,6 +3,7 @@
 import logging
 import os
 import weakref
+from fnmatch import fnmatchcase
 
 import detectron2.data.transforms as T
 import torch
@@ -101,11 +102,15 @@ class Trainer(DefaultTrainer):
     def build_optimizer(cls, cfg, model):
         """``SOLVER.OPTIMIZER`` ("ADAM" or "SGD") over the parameters with ``requires_grad``.
 
+        ``SOLVER.LR_FACTORS`` multiply ``SOLVER.BASE_LR``.
+
         Raises:
-            ValueError: another optimiser, or nothing to train.
+            ValueError: another optimiser, nothing to train, or a factor that is for nothing.
         """
         params = get_default_optimizer_params(
             model,
+            base_lr=cfg.SOLVER.BASE_LR,
+            lr_factor_func=lr_factors(cfg.SOLVER.LR_FACTORS, model),
             weight_decay=cfg.SOLVER.WEIGHT_DECAY,
             weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
         )
@@ -179,6 +184,29 @@ def check_stage(cfg):
             f"stage 2 would overwrite the checkpoint that it starts from: MODEL.WEIGHTS "
             f"'{cfg.MODEL.WEIGHTS}' lies in OUTPUT_DIR. Give OUTPUT_DIR a new folder."
         )
+
+
+def lr_factors(rules, model):
+    """The learning-rate factor of each parameter.
+
+    Args:
+        rules: pairs ``[pattern, factor]`` of ``SOLVER.LR_FACTORS``; the first that matches decides.
+        model (nn.Module): whose parameters the patterns must match.
+
+    Returns:
+        a function from a parameter's name to its factor, 1 where no pattern matches.
+
+    Raises:
+        ValueError: a pattern that matches no parameter.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for pattern, _ in rules:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(
+                f"SOLVER.LR_FACTORS: '{pattern}' matches no parameter of the model; its names look "
+                f"like '{names[-1]}' (and * stands for any part)."
+            )
+    return lambda name: next((f for pattern, f in rules if fnmatchcase(name, pattern)), 1.0)
 
 
 def build_train_augmentations(cfg):
