@@ -29,6 +29,7 @@
 #include <vector>
 
 #include "grid.hpp"
+#include "simd.hpp"
 
 namespace amwc {
 
@@ -145,8 +146,6 @@ private:
     static constexpr int kLanes = 4;
     static constexpr float kAbsent = 1e30f;  // cost of the classes that pad a row
     static constexpr int kBlock = 4096;      // messages allocated at once
-    typedef float Lanes __attribute__((vector_size(16)));
-    typedef int32_t Ints __attribute__((vector_size(16)));
 
     const Costs& costs_;
     const uint8_t* thing_;
@@ -170,16 +169,9 @@ private:
         return messages_++;
     }
 
-    static Lanes load(const float* x) {
-        Lanes v;
-        std::memcpy(&v, x, sizeof v);
-        return v;
-    }
-    static void store(float* x, Lanes v) { std::memcpy(x, &v, sizeof v); }
-    static Lanes all(float x) { return Lanes{x, x, x, x}; }
-    static Lanes lower(Lanes a, Lanes b) { return b < a ? b : a; }
-    static Lanes upper(Lanes a, Lanes b) { return b > a ? b : a; }
-    static float lowest(Lanes v) {
+    static Float4 lower(Float4 a, Float4 b) { return select(b < a, b, a); }
+    static Float4 upper(Float4 a, Float4 b) { return select(b > a, b, a); }
+    static float lowest(Float4 v) {
         return std::min(std::min(v[0], v[1]), std::min(v[2], v[3]));
     }
 
@@ -191,7 +183,7 @@ private:
     }
 
     // Lowest class of least cost, from lanes that hold the least of every fourth class.
-    static int32_t pick(Lanes value, Ints index) {
+    static int32_t pick(Float4 value, Int4 index) {
         int lane = 0;
         for (int l = 1; l < kLanes; l++)
             if (value[l] < value[lane] || (value[l] == value[lane] && index[l] < index[lane]))
@@ -208,41 +200,41 @@ private:
         uint8_t* f = message(edge.slot);
         float *up = unary(p), *uq = unary(q);
         float *ap = &scratch_[0], *aq = ap + stride_, *balanced = aq + stride_;
-        Lanes least_p = all(INFINITY), least_q = least_p;
-        const Lanes old_scale = all(edge.used / 255);
+        Float4 least_p = splat(INFINITY), least_q = least_p;
+        const Float4 old_scale = splat(edge.used / 255);
         for (int k = 0; k < stride_; k += kLanes) {  // both ends without this edge
-            const Lanes old = old_scale * Lanes{float(f[k]), float(f[k + 1]), float(f[k + 2]),
+            const Float4 old = old_scale * Float4{float(f[k]), float(f[k + 1]), float(f[k + 2]),
                                                 float(f[k + 3])};
-            const Lanes vp = load(up + k) - old, vq = load(uq + k) + old;
+            const Float4 vp = load(up + k) - old, vq = load(uq + k) + old;
             least_p = lower(least_p, vp);
             least_q = lower(least_q, vq);
             store(ap + k, vp);
             store(aq + k, vq);
         }
-        const Lanes mp = all(lowest(least_p)), mq = all(lowest(least_q)), c = all(edge.cost);
-        Lanes low = all(INFINITY), high = all(-INFINITY);
+        const Float4 mp = splat(lowest(least_p)), mq = splat(lowest(least_q)), c = splat(edge.cost);
+        Float4 low = splat(INFINITY), high = splat(-INFINITY);
         for (int k = 0; k < stride_; k += kLanes) {
-            const Lanes v = 0.5f * (lower(load(aq + k) - mq, c) - lower(load(ap + k) - mp, c));
+            const Float4 v = 0.5f * (lower(load(aq + k) - mq, c) - lower(load(ap + k) - mp, c));
             low = lower(low, v);
             high = upper(high, v);
             store(balanced + k, v);
         }
         const float base = lowest(low), range = -lowest(-high) - base;
         edge.used = std::min(range, edge.cost);
-        const Lanes scale = all(edge.used / 255), start = all(base);
-        const Lanes inverse = all(edge.used > 0 ? 255 / edge.used : 0);
-        Lanes new_p = all(INFINITY), new_q = new_p;
-        Ints index = {0, 1, 2, 3}, best_p = index, best_q = index;
+        const Float4 scale = splat(edge.used / 255), start = splat(base);
+        const Float4 inverse = splat(edge.used > 0 ? 255 / edge.used : 0);
+        Float4 new_p = splat(INFINITY), new_q = new_p;
+        Int4 index = {0, 1, 2, 3}, best_p = index, best_q = index;
         for (int k = 0; k < stride_; k += kLanes, index += kLanes) {
-            const Lanes level = lower((load(balanced + k) - start) * inverse + 0.5f, all(255));
-            const Ints bits = __builtin_convertvector(level, Ints);
+            const Float4 level = lower((load(balanced + k) - start) * inverse + 0.5f, splat(255.0f));
+            const Int4 bits = __builtin_convertvector(level, Int4);
             for (int l = 0; l < kLanes; l++) f[k + l] = uint8_t(bits[l]);
-            const Lanes now = scale * __builtin_convertvector(bits, Lanes);
-            const Lanes vp = load(ap + k) + now, vq = load(aq + k) - now;
+            const Float4 now = scale * __builtin_convertvector(bits, Float4);
+            const Float4 vp = load(ap + k) + now, vq = load(aq + k) - now;
             store(up + k, vp);
             store(uq + k, vq);
-            best_p = vp < new_p ? index : best_p;
-            best_q = vq < new_q ? index : best_q;
+            best_p = select(vp < new_p, index, best_p);
+            best_q = select(vq < new_q, index, best_q);
             new_p = lower(new_p, vp);
             new_q = lower(new_q, vq);
         }
@@ -273,7 +265,7 @@ private:
         float* u = unary(p);
         const float own = u[best_[p]];
         u[best_[p]] = INFINITY;
-        Lanes second = all(INFINITY);
+        Float4 second = splat(INFINITY);
         for (int k = 0; k < stride_; k += kLanes) second = lower(second, load(u + k));
         u[best_[p]] = own;
         return lowest(second) - own;

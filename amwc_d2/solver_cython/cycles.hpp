@@ -109,8 +109,8 @@ public:
     }
 
 private:
-    static constexpr int kLongest = 12;        // attractive edges in a cycle
-    static constexpr size_t kVisits = 300;    // nodes looked at for one cycle
+    static constexpr int kLongest = 12;     // attractive edges in a cycle
+    static constexpr size_t kVisits = 1000;  // nodes looked at for one cycle
 
     struct Arc {
         uint32_t to, edge;
@@ -173,14 +173,14 @@ inline double lower_bound(const Grid& grid, const uint8_t* partitionable, bool t
     LowerBound<Grid> bound(grid, partitionable);
     GridCycles cycles(grid);
     if (!tight) {
-        return ascend(bound, 16, 5e-4, [&](int sweep) {
-            if (sweep < 4 || sweep % 4 == 0) cycles.pack(bound.edges);
+        return ascend(bound, 12, 5e-4, [&](int sweep) {
+            if (sweep < 3 || sweep % 4 == 0) cycles.pack(bound.edges);
         });
     }
     SearchedCycles<Grid> longer(grid);
     return ascend(bound, 100, 1e-6, [&](int sweep) {
         cycles.pack(bound.edges);
-        if (sweep >= 3 && sweep % 3 == 0) longer.pack(bound.edges);
+        if (sweep >= 2 && (sweep & (sweep - 1)) == 0) longer.pack(bound.edges);
     });
 }
 
