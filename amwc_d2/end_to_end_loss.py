@@ -11,6 +11,7 @@ Shape shorthand in this module:
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from amwc_d2.amwc_layer import AMWCLayer, SolverSettings, solve
@@ -92,8 +93,13 @@ class EndToEndLoss:
 
         count = max(len(c) for c in channels)
         weight = valid.float().to(device)
+        costs = self._without_void_gradient(node_costs, edge_costs, weight)
+        if dist.is_available() and dist.is_initialized() and costs[0].requires_grad:
+            # The loss is that of the joint batch, but DistributedDataParallel averages.
+            for c in costs:
+                c.register_hook(lambda gradient: gradient * dist.get_world_size())
         masks = AMWCLayer.apply(
-            *self._without_void_gradient(node_costs, edge_costs, weight),
+            *costs,
             _masks(predicted, [c.predicted for c in channels], count).to(device),
             channels,
             solutions,

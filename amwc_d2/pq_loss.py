@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -29,12 +30,14 @@ class Channels:
         predicted: int64 (J,), the predicted segment, -1 = a missed object.
         truth: int64 (J,), the ground-truth segment, -1 = unmatched prediction.
         ignored: bool (J,), prediction that lies mostly on void or crowd: neither right nor wrong.
+        areas: int64 (J,), cells: of the true segment where there is one, else of the predicted one.
     """
 
     classes: np.ndarray
     predicted: np.ndarray
     truth: np.ndarray
     ignored: np.ndarray
+    areas: np.ndarray
 
     def __len__(self):
         return len(self.classes)
@@ -83,6 +86,9 @@ def match_segments(classes, segments, truth, truth_classes, valid) -> Channels:
         ignored=np.concatenate(
             [(matched < 0) & (area_all - area > 0.5 * area_all), np.zeros(len(missed), bool)]
         ),
+        areas=np.concatenate(
+            [np.where(matched < 0, area_all, np.append(truth_area, 0)[matched]), truth_area[missed]]
+        ),
     )
 
 
@@ -103,6 +109,15 @@ def soft_threshold(u: Tensor) -> Tensor:
     return u**4 / (u**4 + (1 - u) ** 4)
 
 
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Add ``values`` up over the processes of a distributed run; the gradient is the local one."""
+    if not dist.is_available() or not dist.is_initialized():
+        return values
+    total = values.detach().clone()
+    dist.all_reduce(total)
+    return values + (total - values.detach())
+
+
 def pq_surrogate_loss(
     prediction: Tensor,
     truth: Tensor,
@@ -115,6 +130,9 @@ def pq_surrogate_loss(
     ignored: Tensor | None = None,
 ) -> Tensor:
     """1 - mean over classes of the smooth panoptic quality; sums run over the batch first.
+
+    In a distributed run they run over the batches of all processes, and every process gets the
+    loss of the joint batch and its gradient with respect to its own masks.
 
     With u = IoU, h = soft_threshold(u) and s = sigmoid(0.1 (area - threshold)), per class:
 
@@ -141,8 +159,6 @@ def pq_surrogate_loss(
     present = channel_class >= 0
     if ignored is not None:
         present = present & ~ignored
-    if not present.any():
-        return prediction.sum() * 0
     weighted = prediction * weight[:, None]
     intersection = (weighted * truth).sum((2, 3))
     union = (weighted * (1 - truth)).sum((2, 3)) + (truth * weight[:, None]).sum((2, 3))
@@ -171,6 +187,9 @@ def pq_surrogate_loss(
             0, classes.flatten(), (values * present).flatten()
         )
 
-    in_batch = by_class((has_prediction | has_truth).to(u.dtype)) > 0
-    quality = by_class(numerator) / by_class(denominator).clamp(min=1e-6)
-    return 1 - quality[in_batch].mean()
+    count = by_class((has_prediction | has_truth).to(u.dtype))
+    sums = torch.stack([by_class(numerator), by_class(denominator), count])
+    numerator, denominator, count = sum_over_processes(sums)
+    if not (count > 0).any():
+        return prediction.sum() * 0
+    return 1 - (numerator / denominator.clamp(min=1e-6))[count > 0].mean()
