@@ -1,0 +1,131 @@
+#!/usr/bin/env python
+"""Draw the pictures of docs/solver.md from the benchmark's figures.
+
+python tools/benchmark_solver.py --json solver.json
+python tools/plot_solver.py solver.json --output docs
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.ticker import NullFormatter
+from PIL import Image
+from solver_instances import make_instance
+
+from amwc_d2.solver_cython import solve_amwc
+
+STYLE = {
+    "fast": ("tab:red", "fast"),
+    "greedy": ("tab:blue", "greedy (Algorithm 2)"),
+    "best": ("tab:purple", "best"),
+    "mutex_watershed": ("tab:gray", "mutex watershed"),
+    "semantic_mutex_watershed": ("tab:olive", "semantic mutex watershed"),
+    "greedy_multicut": ("tab:brown", "greedy multicut"),
+}
+
+
+def save(figure, path):
+    """Save with a palette of 64 colours: small files, and nothing here needs more."""
+    figure.savefig(path, dpi=100, bbox_inches="tight")
+    plt.close(figure)
+    with Image.open(path) as image:
+        image.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
+    print(path)
+
+
+def draw_segments(axes, classes, segments, partitionable):
+    """One hue a class, one shade a thing, black where segments meet."""
+    rng = np.random.default_rng(3)
+    base = plt.get_cmap("tab20")(np.arange(len(partitionable)) % 20)[:, :3]
+    shade = rng.uniform(0.55, 1.25, segments.max() + 1)[segments]
+    image = base[classes] * np.where(partitionable[classes], shade, 0.9)[..., None]
+    border = np.zeros(segments.shape, bool)
+    border[:, 1:] |= segments[:, 1:] != segments[:, :-1]
+    border[1:] |= segments[1:] != segments[:-1]
+    image[border] = 0
+    axes.imshow(image.clip(0, 1), interpolation="nearest")
+
+
+def example(path):
+    """What goes in, and what Algorithm 2 and the fast solver make of it."""
+    instance = make_instance("street", 128, 256, 4, "medium")
+    cheapest = instance.node_costs.argmin(0)
+    figure, axes = plt.subplots(2, 2, figsize=(10, 5.6))
+    draw_segments(axes[0, 0], cheapest, cheapest, instance.partitionable)
+    axes[0, 0].set_title("node costs: cheapest class of every pixel", fontsize=10)
+    costs = instance.edge_costs[0].mean(0)
+    axes[0, 1].imshow(costs, cmap="RdBu", vmin=-5, vmax=5, interpolation="nearest")
+    axes[0, 1].set_title("edge costs, d = 1: blue attracts, red repels", fontsize=10)
+    for panel, method in zip(axes[1], ("greedy", "fast")):
+        solution = solve_amwc(*instance.problem, method=method)
+        draw_segments(panel, solution.classes, solution.segments, instance.partitionable)
+        count = solution.segments.max() + 1
+        panel.set_title(
+            f"{STYLE[method][1]}: objective {solution.objective:.0f}, {count} segments", fontsize=10
+        )
+    for panel in axes.ravel():
+        panel.axis("off")
+    figure.tight_layout()
+    save(figure, path)
+
+
+def scaling(rows, path):
+    """Time over pixels on logarithmic axes."""
+    figure, axes = plt.subplots(figsize=(6, 4))
+    for method, (colour, label) in STYLE.items():
+        points = [(r["pixels"], r[method]) for r in rows if method in r]
+        if points:
+            axes.plot(*np.array(points).T, "o-", color=colour, label=label)
+    floor = np.array([(r["pixels"], r["floor_ms"]) for r in rows])
+    axes.plot(*floor.T, "k--", label="reading the costs once")
+    axes.set(xscale="log", yscale="log", xlabel="pixels", ylabel="CPU ms, one thread")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    save(figure, path)
+
+
+def tradeoff(rows, path):
+    """Certified gap over time, one panel an instance."""
+    names = list(dict.fromkeys(r["instance"] for r in rows))
+    figure, panels = plt.subplots(
+        1, len(names), figsize=(3.2 * len(names), 3.2), squeeze=False, sharex=True, sharey=True
+    )
+    for axes, name in zip(panels[0], names):
+        for row in rows:
+            if row["instance"] == name and row["method"] in STYLE:
+                colour, label = STYLE[row["method"]]
+                axes.plot(row["ms"], row["gap"], "o", color=colour, label=label)
+        axes.set(xscale="log", yscale="log", xlabel="CPU ms, one thread")
+        axes.set_title(name, fontsize=9)
+        axes.grid(alpha=0.3)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_minor_formatter(NullFormatter())
+    panels[0, 0].set_ylabel("certified gap, % of the objective")
+    panels[0, -1].legend(fontsize=7)
+    figure.tight_layout()
+    save(figure, path)
+
+
+def main(arguments=None):
+    """Draw all pictures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("figures", type=Path, help="JSON written by benchmark_solver.py")
+    parser.add_argument("--output", type=Path, default=Path("docs"))
+    options = parser.parse_args(arguments)
+    data = json.loads(options.figures.read_text())
+    options.output.mkdir(parents=True, exist_ok=True)
+    example(options.output / "solver_example.png")
+    scaling(data["scaling"], options.output / "solver_scaling.png")
+    tradeoff(data["table"], options.output / "solver_tradeoff.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
