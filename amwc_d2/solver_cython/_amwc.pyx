@@ -7,6 +7,9 @@ All arguments are validated by ``amwc_d2.solver_cython``; nothing is checked her
 
 from libc.stdint cimport int32_t, uint8_t
 
+cdef extern from "Python.h":
+    int PyErr_CheckSignals() noexcept
+
 
 cdef extern from "solve.hpp" namespace "amwc" nogil:
     cdef cppclass Grid:
@@ -27,6 +30,7 @@ cdef extern from "solve.hpp" namespace "amwc" nogil:
     bint c_all_finite "amwc::all_finite"(const float*, size_t)
 
     cdef cppclass Solver:
+        int (*interrupted)() noexcept nogil
         double amwc(const Grid&, const uint8_t*, int, int32_t*, int32_t*) except +
         double amwc_graph(const Graph&, const uint8_t*, int, int32_t*, int32_t*) except +
         double multiway(const Grid&, const int32_t*, int32_t*, int32_t*) except +
@@ -57,10 +61,18 @@ cdef Graph make_graph(const float[:, ::1] node, const int32_t[:, ::1] edges,
     return graph
 
 
+cdef int interrupted() noexcept with gil:
+    # A KeyboardInterrupt set here outlives the C++ exception that ends the solve.
+    return PyErr_CheckSignals()
+
+
 cdef class Arena:
     """Working memory of one thread; it is kept from solve to solve."""
 
     cdef Solver solver
+
+    def __cinit__(self):
+        self.solver.interrupted = interrupted
 
     def amwc(self, const float[:, :, ::1] node, const float[:, :, :, ::1] edge,
              const int32_t[::1] dist, const uint8_t[::1] partitionable, int method,

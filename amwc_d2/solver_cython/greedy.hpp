@@ -31,10 +31,12 @@ public:
     std::vector<uint32_t> parent;
     std::vector<int32_t> label;
 
-    template <class Costs>
-    void run(const Costs& costs) {
+    // interrupted() is called now and then and may throw.
+    template <class Costs, class Stop>
+    void run(const Costs& costs, Stop interrupted) {
         setup(costs);
-        while (!heap_.empty()) {
+        for (uint32_t step = 1; !heap_.empty(); step++) {
+            if (!(step & 0xffff)) interrupted();
             const Key top = heap_.front();
             std::pop_heap(heap_.begin(), heap_.end());
             heap_.pop_back();

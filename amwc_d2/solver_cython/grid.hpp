@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "simd.hpp"
 
@@ -85,6 +86,36 @@ struct Graph {
     }
 
     float cost(uint32_t p, int k) const { return node[size_t(p) * K + k]; }
+};
+
+// A grid as a graph, copied.
+class GraphCopy {
+public:
+    Graph make(const Grid& g) {
+        const size_t n = g.pixels();
+        node_.resize(n * g.K);
+        for (int k = 0; k < g.K; k++)
+            for (size_t p = 0; p < n; p++) node_[p * g.K + k] = g.cost(uint32_t(p), k);
+        edges_.clear();
+        weight_.clear();
+        g.for_each_edge([&](uint32_t p, uint32_t q, float w, uint32_t) {
+            edges_.push_back(int32_t(p));
+            edges_.push_back(int32_t(q));
+            weight_.push_back(w);
+        });
+        Graph graph;
+        graph.node = node_.data();
+        graph.edges = edges_.data();
+        graph.weight = weight_.data();
+        graph.N = n;
+        graph.E = weight_.size();
+        graph.K = g.K;
+        return graph;
+    }
+
+private:
+    std::vector<float> node_, weight_;
+    std::vector<int32_t> edges_;
 };
 
 // sum_i c_V(i, x_i) + sum_ij c_E(ij) [z_i != z_j] in double precision, in the order of the indices.

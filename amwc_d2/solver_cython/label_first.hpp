@@ -80,7 +80,7 @@ public:
         cheapest_classes(g, cheapest.data());
         pieces(g, thing, kind, z);
         aggregate(g, kind, z);
-        greedy_.run(quotient_);
+        greedy_.run(quotient_, [] {});
         class_of.resize(g.K);
         for (int k = 0; k < g.K; k++) class_of[k] = k;
         id_.assign(quotient_.N, -1);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <stdexcept>
 #include <vector>
 
 #include "clusters.hpp"
@@ -9,6 +10,7 @@
 #include "grid.hpp"
 #include "label_first.hpp"
 #include "moves.hpp"
+#include "search.hpp"
 
 namespace amwc {
 
@@ -27,10 +29,27 @@ enum Method { kGreedy = 0, kFast = 1, kBest = 2 };
 
 class Solver {
 public:
+    static constexpr size_t kSmall = 1024;
+    // Asked now and then in long solves; not zero ends them with an exception.
+    int (*interrupted)() = nullptr;
+
     double amwc(const Grid& grid, const uint8_t* partitionable, int method, int32_t* classes,
                 int32_t* segments) {
-        if (method != kFast) return greedy(grid, partitionable, classes, segments);
-        return fast(grid, partitionable, classes, segments);
+        if (method == kGreedy) return greedy(grid, partitionable, classes, segments);
+        double value = fast(grid, partitionable, classes, segments);
+        if (method == kFast && grid.pixels() > kSmall) return value;
+        // Label first lives on the regularity of images; on a handful of pixels Algorithm 2 may win.
+        other_.resize(2 * grid.pixels());
+        int32_t *other_classes = other_.data(), *other_segments = other_classes + grid.pixels();
+        const double other = greedy(grid, partitionable, other_classes, other_segments);
+        if (method == kFast) {
+            if (!(other < value)) return value;
+            std::copy(other_classes, other_segments, classes);
+            std::copy(other_segments, other_segments + grid.pixels(), segments);
+            return other;
+        }
+        const Graph graph = copy_.make(grid);
+        return best_of(graph, partitionable, classes, segments, other_classes, other_segments);
     }
 
     double fast(const Grid& g, const uint8_t* thing, int32_t* classes, int32_t* z) {
@@ -59,14 +78,25 @@ public:
 
     double amwc_graph(const Graph& graph, const uint8_t* partitionable, int method,
                       int32_t* classes, int32_t* segments) {
-        (void)method;
-        return greedy(graph, partitionable, classes, segments);
+        const double value = greedy(graph, partitionable, classes, segments);
+        if (method != kBest) return value;
+        // The second start: every node by itself in its cheapest class.
+        other_.resize(2 * graph.N);
+        int32_t *other_classes = other_.data(), *other_segments = other_classes + graph.N;
+        for (size_t p = 0; p < graph.N; p++) {
+            int best = 0;
+            for (int k = 1; k < graph.K; k++)
+                if (graph.cost(uint32_t(p), k) < graph.cost(uint32_t(p), best)) best = k;
+            other_classes[p] = best;
+            other_segments[p] = int32_t(p);
+        }
+        return best_of(graph, partitionable, classes, segments, other_classes, other_segments);
     }
 
     template <class Costs>
     double greedy(const Costs& costs, const uint8_t* partitionable, int32_t* classes,
                   int32_t* segments) {
-        greedy_.run(costs);
+        greedy_.run(costs, [this] { check(); });
         const size_t n = costs.pixels();
         // All clusters of a stuff class are one segment, whether they touch or not.
         for (size_t p = 0; p < n; p++) {
@@ -116,6 +146,30 @@ public:
     std::vector<int32_t> scratch_;
 
 private:
+    void check() const {
+        if (interrupted && interrupted()) throw std::runtime_error("interrupted");
+    }
+
+    // Local search from two starts; the better end is left in classes and segments.
+    double best_of(const Graph& graph, const uint8_t* thing, int32_t* classes, int32_t* segments,
+                   int32_t* other_classes, int32_t* other_segments) {
+        const size_t kicks = std::min<size_t>(2000 + 50 * graph.N, 50000);
+        auto stop = [this] { check(); };
+        search_.run(graph, thing, classes, segments, kicks, stop);
+        canonical(segments, graph.N, search_.cluster_ids(), scratch_);
+        const double first = objective(graph, classes, segments);
+        search_.run(graph, thing, other_classes, other_segments, kicks, stop);
+        canonical(other_segments, graph.N, search_.cluster_ids(), scratch_);
+        const double second = objective(graph, other_classes, other_segments);
+        if (!(second < first)) return first;
+        std::copy(other_classes, other_classes + graph.N, classes);
+        std::copy(other_segments, other_segments + graph.N, segments);
+        return second;
+    }
+
+    std::vector<int32_t> other_;
+    GraphCopy copy_;
+
     // Labels of one kind have all but equal costs at most of a sample of pixels.
     void kinds(const Grid& g) {
         constexpr size_t kSample = 64;
@@ -162,6 +216,7 @@ private:
     NodeMoves moves_;
     PieceMoves pieces_;
     Joins joins_;
+    LocalSearch search_;
     std::vector<int32_t> home_;
 };
 
