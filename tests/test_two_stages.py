@@ -1,0 +1,42 @@
+"""The demo's command: both stages, evaluated, in one table, with panels."""
+
+import os
+import subprocess
+import sys
+
+
+def run(repository, output, *options):
+    return subprocess.run(
+        [sys.executable, "tools/two_stages.py"]
+        + ["configs/Toy-PanopticSegmentation/amwc_R18.yaml", "--output", str(output)]
+        + ["--panels", "1", "SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", *options],
+        cwd=repository,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_both_stages_table_and_panels(repository, toy_root, tmp_path):
+    result = run(repository, tmp_path)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in (tmp_path / "table.md").read_text().splitlines()
+    ]
+    assert rows[0][:4] == ["toy_panoptic_val", "PQ", "PQ_th", "PQ_st"]
+    assert [row[0] for row in rows[2:]] == [
+        "stage 1 (amwc_R18)", "stage 2 (amwc_R18_e2e)", "grid ceiling",
+    ]  # fmt: skip
+    ceiling = float(rows[-1][1])
+    assert all(0 <= float(row[1]) <= ceiling for row in rows[2:])
+    assert 60 < ceiling < 100
+    assert len(list((tmp_path / "panels").glob("*.png"))) == 1
+    assert (tmp_path / "amwc_R18_e2e/model_final.pth").exists()
+
+    # A failing stage is named, and nothing after it runs.
+    result = run(repository, tmp_path / "other", "MODEL.AMWC.COST_DROPOUT", "2.0")
+    assert result.returncode != 0
+    assert "COST_DROPOUT must be in [0, 1), got 2.0" in result.stdout + result.stderr
+    assert "tools/train_net.py failed" in result.stderr
+    assert not (tmp_path / "other/amwc_R18_e2e").exists()
