@@ -23,7 +23,7 @@ lint: env
 	$(ENV)/bin/cython-lint amwc_d2/solver_cython/_amwc.pyx
 
 demo: env
-	$(PY) tools/two_stages.py configs/Toy-PanopticSegmentation/amwc_R18.yaml
+	$(PY) tools/two_stages.py configs/Toy-PanopticSegmentation/demo_R18.yaml
 
 # The extension with AddressSanitizer and UndefinedBehaviorSanitizer in build/sanitize, without the
 # rest of the package; Python's own leaks at exit are not reported.
