@@ -1,25 +1,21 @@
 """The asymmetric multiway cut as a layer: solve forward, differentiate by perturbation.
 
 Forward, the solver turns costs into classes x, segments z and cuts y. Backward (paper Algorithm 1,
-averaged as in equation 4), the gradient of the loss on the panoptic labels perturbs the node costs
-of a *lifted* multiway cut, which has one label for each panoptic label, and the gradient of the
-costs is the difference that the perturbation makes:
+averaged as in equation 4), the gradient of the loss perturbs the costs, and the gradient of the
+costs is the difference that the perturbation makes to the solution (``estimators``). A loss on the
+panoptic labels z perturbs a *lifted* multiway cut, which has one label for each panoptic label
+(``AMWCLayer``); a loss on x and y perturbs the problem itself (``LabelLayer``).
 
-    dL/dc_V = mean over lambda of (x(c + lambda g) - x(c)) / lambda,    g = dL/dz
-    dL/dc_E = mean over lambda of (y(c + lambda g) - y(c)) / lambda
-
-This is Vlastelica's ``-(1/lambda)(y - y_lambda)``. It is *not* multiplied by the incoming gradient
-again, and it is not linear in it: loss scaling (AMP's GradScaler) changes its direction.
+The gradient is Vlastelica's ``-(1/lambda)(y - y_lambda)``. It is *not* multiplied by the incoming
+gradient again, and it is not linear in it: loss scaling (AMP's GradScaler) changes its direction.
 
 Shape shorthand in this module:
 
-    N: images    K: classes    D: distances    2: directions    H, W: the grid
-    J: channels of the loss (panoptic labels)    L: labels of one image's lifted multiway cut
+    N: images    K: classes    D: distances    2: directions    H, W: the grid, padded
+    J: channels of the loss (panoptic labels)    h, w: one image's part of the grid
 """
 
-import os
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,14 +23,13 @@ import torch
 from torch import Tensor
 
 from amwc_d2.edges import cut_edges
-from amwc_d2.solver_cython import solve_amwc_batch, solve_mwc
-
-ESTIMATORS = ("same_solver", "warm_start", "literal")
+from amwc_d2.estimators import ESTIMATORS, AMWCProblem, LiftedProblem, estimate
+from amwc_d2.solver_cython import solve_amwc_batch
 
 
 @dataclass
 class SolverSettings:
-    """How to solve, and how to differentiate.
+    """How to solve, and how to differentiate (the formulas are in ``estimators``).
 
     Attributes:
         distances: the D edge distances.
@@ -42,16 +37,24 @@ class SolverSettings:
         method: of ``solve_amwc``.
         num_threads: 0 = as many as the process may use.
         estimator: the reference and the start of the perturbed solution.
-            ``same_solver``: the lifted problem solved afresh at 0 and at lambda;
+            ``same_solver``: the lifted problem solved afresh without and with the perturbation;
             ``warm_start``: both solved by local moves from the forward solution;
             ``literal``: Algorithm 1 as printed: the forward solution against a fresh solution at
             lambda, two different heuristics, whose disagreement does not vanish without a
             perturbation.
         num_lambdas: N of equation 4.
         lambda_range: lambda is uniform on it, drawn for every image and sample.
-        generator: draws them; the global one if None.
+        lambda_area: 0, or the cells of a segment for which ``lambda_range`` is meant: the lambda of
+            a segment then grows with its area, as the PQ gradient of a cell falls with it.
+        two_sided: central differences instead of one-sided ones.
+        noise: standard deviation of Gaussian noise on all costs, shared by both sides.
+        proximal: rho >= 0, the pull of both sides towards the forward solution.
+        target_flip_rate: 0, or the share of cells that the perturbation should move; every
+            backward pass then steers ``lambda_scale`` towards it, by at most a tenth.
+        lambda_scale: factor of ``lambda_range``; not kept in checkpoints, it settles again.
+        generator: draws lambda and noise; the global one if None.
         seconds: filled in: wall time of the last "forward" and "backward" solve.
-        flip_rate: filled in: share of cells whose class or segment the perturbation moved.
+        flip_rate: filled in: share of cells that the perturbation moved.
     """
 
     distances: tuple[int, ...]
@@ -61,6 +64,12 @@ class SolverSettings:
     estimator: str = "warm_start"
     num_lambdas: int = 5
     lambda_range: tuple[float, float] = (1.0, 5000.0)
+    lambda_area: float = 0.0
+    two_sided: bool = False
+    noise: float = 0.0
+    proximal: float = 0.0
+    target_flip_rate: float = 0.0
+    lambda_scale: float = 1.0
     generator: torch.Generator | None = None
     seconds: dict = field(default_factory=dict)
     flip_rate: float = 0.0
@@ -77,6 +86,19 @@ class SolverSettings:
             )
         if self.num_lambdas < 1:
             raise ValueError(f"MODEL.AMWC.NUM_LAMBDAS must be >= 1, got {self.num_lambdas}")
+        if not 0 <= self.target_flip_rate < 1:
+            raise ValueError(
+                "MODEL.AMWC.TARGET_FLIP_RATE must be a share in [0, 1), such as 0.01, got "
+                f"{self.target_flip_rate}"
+            )
+        for key in ("noise", "proximal", "lambda_area"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"MODEL.AMWC.{key.upper()} must be >= 0, got {getattr(self, key)}")
+        if self.estimator == "literal" and (self.two_sided or self.noise or self.proximal):
+            raise ValueError(
+                "MODEL.AMWC.ESTIMATOR 'literal' is Algorithm 1 as printed: it takes neither "
+                "TWO_SIDED nor NOISE nor PROXIMAL. Use 'same_solver' or 'warm_start' with these."
+            )
 
 
 def to_arrays(costs: Tensor, grid_sizes) -> list[np.ndarray]:
@@ -108,28 +130,6 @@ def solve(node_costs: Tensor, edge_costs: Tensor, grid_sizes, settings: SolverSe
     return solutions
 
 
-@dataclass
-class _Lifted:
-    """One image's lifted multiway cut.
-
-    Its labels are the J channels of the loss, then every class that has no channel; all labels of
-    a class share its node cost, and the perturbation tells them apart.
-    """
-
-    node_costs: np.ndarray  # (K, h, w)
-    edge_costs: np.ndarray  # (D, 2, h, w)
-    classes: np.ndarray  # (L,) class of each label
-    start: np.ndarray  # (h, w) the forward solution, as labels
-    gradient: np.ndarray  # (J, h, w) dL/dz
-
-    def costs(self, lam: float) -> np.ndarray:
-        """Node costs of the labels, (L, h, w): Algorithm 1, line 1."""
-        lifted = self.node_costs[self.classes]
-        if lam:
-            lifted[: len(self.gradient)] += np.float32(lam) * self.gradient
-        return lifted
-
-
 class AMWCLayer(torch.autograd.Function):
     """Attaches the perturbation gradient to the predicted masks.
 
@@ -150,93 +150,76 @@ class AMWCLayer(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, mask_gradient):
-        node_costs, edge_costs = ctx.saved_tensors
-        settings = ctx.settings
-        start = time.perf_counter()
-        grid_sizes = [s.segments.shape for s in ctx.solutions]
-        gradients = mask_gradient.detach().float().cpu().numpy()
+        costs = ctx.saved_tensors
+        sizes = [s.segments.shape for s in ctx.solutions]
         problems = [
-            _lift(c_v, c_e, channels, solution, gradient)
-            for c_v, c_e, channels, solution, gradient in zip(
-                to_arrays(node_costs, grid_sizes),
-                to_arrays(edge_costs, grid_sizes),
+            _lift(*parts)
+            for parts in zip(
+                *(to_arrays(c, sizes) for c in costs),
                 ctx.channels,
                 ctx.solutions,
-                gradients,
+                to_arrays(mask_gradient.float(), sizes),
             )
         ]
-        low, high = settings.lambda_range
-        lambdas = torch.rand(len(problems), settings.num_lambdas, generator=settings.generator)
-        lambdas = (low + (high - low) * lambdas.double()).numpy()
-
-        node_gradient = torch.zeros(node_costs.shape)
-        edge_gradient = torch.zeros(edge_costs.shape)
-        moved = cells = 0
-        for n, (problem, labels) in enumerate(
-            zip(problems, _perturbed(problems, lambdas, settings))
-        ):
-            reference, *perturbed = (torch.from_numpy(z).long() for z in labels)
-            classes = torch.from_numpy(problem.classes)
-            h, w = reference.shape
-            x = _one_hot(classes[reference], node_costs.shape[1])
-            y = cut_edges(reference, settings.distances).float()
-            for lam, z in zip(lambdas[n], perturbed):
-                share = 1.0 / (lam * settings.num_lambdas)
-                x_p = _one_hot(classes[z], node_costs.shape[1])
-                node_gradient[n, :, :h, :w] += share * (x_p - x)
-                edge_gradient[n, ..., :h, :w] += share * (
-                    cut_edges(z, settings.distances).float() - y
-                )
-                moved += int((z != reference).sum())
-                cells += z.numel()
-        settings.flip_rate = moved / max(cells, 1)
-        settings.seconds["backward"] = time.perf_counter() - start
-        device = node_costs.device
-        return node_gradient.to(device), edge_gradient.to(device), None, None, None, None
+        return *_gradients(problems, *costs, ctx.settings), None, None, None, None
 
 
-def _one_hot(classes: Tensor, num_classes: int) -> Tensor:
-    return torch.nn.functional.one_hot(classes, num_classes).permute(2, 0, 1).float()
+class LabelLayer(torch.autograd.Function):
+    """Attaches the perturbation gradient to classes and cuts (paper A.4).
+
+    ``LabelLayer.apply(node_costs, edge_costs, solutions, settings)`` returns x, float32
+    (N, K, H, W), the one-hot classes, and y, float32 (N, D, 2, H, W), the cuts at the edges'
+    anchors, of ``solutions``; both are 0 in the padding. The perturbed problems are solved by the
+    solver of the forward pass, whatever ``settings.estimator`` says.
+    """
+
+    @staticmethod
+    def forward(ctx, node_costs, edge_costs, solutions, settings):
+        ctx.save_for_backward(node_costs, edge_costs)
+        ctx.solutions, ctx.settings = solutions, settings
+        x, y = torch.zeros(node_costs.shape), torch.zeros(edge_costs.shape)
+        for n, s in enumerate(solutions):
+            h, w = s.classes.shape
+            x[n, :, :h, :w].scatter_(0, torch.from_numpy(s.classes).long()[None], 1)
+            y[n, ..., :h, :w] = cut_edges(torch.from_numpy(s.segments), settings.distances)
+        return x.to(node_costs.device), y.to(edge_costs.device)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, class_gradient, cut_gradient):
+        costs = ctx.saved_tensors
+        sizes = [s.segments.shape for s in ctx.solutions]
+        problems = [
+            AMWCProblem(c_v, c_e, (s.classes, s.segments), g_x, g_y)
+            for c_v, c_e, s, g_x, g_y in zip(
+                *(to_arrays(c, sizes) for c in costs),
+                ctx.solutions,
+                to_arrays(class_gradient.float(), sizes),
+                to_arrays(cut_gradient.float(), sizes),
+            )
+        ]
+        return *_gradients(problems, *costs, ctx.settings), None, None
 
 
-def _lift(node_costs, edge_costs, channels, solution, gradient) -> _Lifted:
+def _lift(node_costs, edge_costs, channels, solution, gradient) -> LiftedProblem:
     absent = np.setdiff1d(np.arange(len(node_costs)), channels.classes)
-    height, width = solution.segments.shape
-    return _Lifted(
+    return LiftedProblem(
         node_costs,
         edge_costs,
         classes=np.concatenate([channels.classes, absent]),
         start=solution.segments,  # predicted segments are the first channels, in order
-        gradient=np.ascontiguousarray(gradient[: len(channels), :height, :width]),
+        gradient=gradient[: len(channels)],
+        areas=channels.areas,
     )
 
 
-def _perturbed(problems, lambdas, settings):
-    """Labels of every image: the reference, then one solution for each lambda.
-
-    All images and samples are independent problems on threads; each makes its lifted costs when
-    its turn comes, so that memory is bounded by the number of threads.
-    """
-    warm = settings.estimator == "warm_start"
-    fresh_reference = settings.estimator != "literal"
-
-    def labels_at(job):
-        problem, lam = job
-        solution = solve_mwc(
-            problem.costs(lam),
-            problem.edge_costs,
-            settings.distances,
-            init=problem.start if warm else None,
-        )
-        return solution.classes
-
-    jobs = [
-        (problem, lam)
-        for problem, row in zip(problems, lambdas)
-        for lam in ([0.0, *row] if fresh_reference else row)
-    ]
-    with ThreadPoolExecutor(settings.num_threads or len(os.sched_getaffinity(0))) as pool:
-        solved = iter(list(pool.map(labels_at, jobs)))
-    for problem, row in zip(problems, lambdas):
-        reference = next(solved) if fresh_reference else problem.start
-        yield [reference, *(next(solved) for _ in row)]
+def _gradients(problems, node_costs, edge_costs, settings):
+    """dL/dc_V and dL/dc_E, zero in the padding, on the costs' device; times the work."""
+    start = time.perf_counter()
+    node_gradient, edge_gradient = torch.zeros(node_costs.shape), torch.zeros(edge_costs.shape)
+    for n, (node, edge) in enumerate(estimate(problems, node_costs.shape[1], settings)):
+        h, w = node.shape[-2:]
+        node_gradient[n, :, :h, :w] = node
+        edge_gradient[n, ..., :h, :w] = edge
+    settings.seconds["backward"] = time.perf_counter() - start
+    return node_gradient.to(node_costs.device), edge_gradient.to(edge_costs.device)

@@ -39,15 +39,32 @@ def add_amwc_config(cfg):
     amwc.SOLVER_METHOD = "fast"  # "fast", "greedy" (Algorithm 2) or "best"
     amwc.NUM_THREADS = 0  # threads that solve images; 0: as many as the process may use
 
-    # Stage 2. The gradient through the solver (Algorithm 1, equation 4).
+    # Stage 2. The gradient through the solver (Algorithm 1, equation 4; formulas: estimators.py).
     amwc.ESTIMATOR = "warm_start"  # "same_solver", "warm_start" or "literal"
     amwc.NUM_LAMBDAS = 5  # N
     amwc.LAMBDA_RANGE = [1.0, 5000.0]  # lambda is uniform on it, drawn for every image and sample
+    amwc.LAMBDA_AREA = 0.0  # > 0: lambda grows with a segment's area, as given at this many cells
+    amwc.TARGET_FLIP_RATE = 0.0  # > 0: lambda is steered until this share of cells moves
+    amwc.TWO_SIDED = False  # central differences
+    amwc.NOISE = 0.0  # standard deviation of the noise on all costs, shared by both sides
+    amwc.PROXIMAL = 0.0  # rho: pull of both sides towards the forward solution
     amwc.COST_DROPOUT = 0.1  # share of pixels (class costs) and of edges set to zero
+    amwc.NORMALIZE_COSTS = False  # take the gradient's part along the costs away (cost collapse)
     amwc.TRAINED_LAYERS = "classifiers"  # "classifiers" (paper), "heads", "decoders" or "all"
     amwc.LEARN_COST_SCALES = False  # train the cost scales and offsets of costs.py as well
-    # The loss: 1 - PQ surrogate (equation 6).
+    # Its losses, by weight; 0 = off.
+    # 1 - PQ surrogate (equation 6). Its weight scales the perturbation, not the gradient's size.
     amwc.PQ_LOSS = CN()
-    amwc.PQ_LOSS.WEIGHT = 10.0  # w: scales the perturbation (Cityscapes 10, COCO 100)
+    amwc.PQ_LOSS.WEIGHT = 10.0  # w (Cityscapes 10, COCO 100)
     amwc.PQ_LOSS.SURROGATE = "symmetric"  # "paper" (equation 6), "authors" or "symmetric"
     amwc.PQ_LOSS.MISS_WEIGHT = 0.1  # way back for missed objects, which equation 6 leaves out
+    # Losses on classes and on cuts (equations 7 and 8). Weight as above.
+    amwc.SEPARATE_LOSS = CN()
+    amwc.SEPARATE_LOSS.WEIGHT = 0.0
+    # Cost of the true labelling beyond that of the solution: no backward solve.
+    amwc.FENCHEL_YOUNG_LOSS = CN()
+    amwc.FENCHEL_YOUNG_LOSS.WEIGHT = 0.0
+    amwc.FENCHEL_YOUNG_LOSS.NOISE = 0.0  # on the costs of the solution: a margin, one solve more
+    # Stage 1's losses, as a regulariser; alone, they are the control "continued cross-entropy".
+    amwc.CROSS_ENTROPY_LOSS = CN()
+    amwc.CROSS_ENTROPY_LOSS.WEIGHT = 0.0

@@ -68,6 +68,25 @@ class Costs(nn.Module):
         return node_costs, edge_costs * keep(edge_costs.shape, edge_costs)
 
 
+def without_scale(node_costs: Tensor, edge_costs: Tensor) -> tuple[Tensor, Tensor]:
+    """The same costs, whose gradient has no part along an image's costs.
+
+    Scaling all costs of an image changes no solution, yet every gradient through the solver points
+    towards smaller costs (``estimators``), and with them towards a smaller margin. Multiplying by
+    ``norm / norm``, one of them constant, projects that part out (after Sahoo et al. 2023). The
+    norm is over the class costs, their mean over the classes taken off, and the edge costs.
+
+    Args:
+        node_costs: (N, K, H, W). edge_costs: (N, D, 2, H, W).
+    """
+    mean = node_costs.mean(dim=1, keepdim=True)
+    centred = node_costs - mean
+    norm = (centred.square().sum((1, 2, 3)) + edge_costs.square().sum((1, 2, 3, 4))).sqrt()
+    norm = norm.clamp(min=1e-12)
+    one = norm.detach() / norm
+    return mean + centred * one[:, None, None, None], edge_costs * one[:, None, None, None, None]
+
+
 def check_finite(node_costs: Tensor, edge_costs: Tensor) -> None:
     """Raise a FloatingPointError that names the head whose output is not finite."""
     for costs, head in ((node_costs, "sem_seg_head"), (edge_costs, "ins_embed_head (affinities)")):

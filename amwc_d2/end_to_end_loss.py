@@ -1,26 +1,58 @@
-"""Stage 2's loss: the panoptic quality of what the solver makes of the costs.
+"""Stage 2's losses: how good is what the solver makes of the costs?
 
-Solve, match the solution to the ground truth, compare them mask by mask; the gradient comes back
-through the solver (``amwc_layer``).
+Solve, compare the solution with the ground truth; the gradient comes back through the solver
+(``amwc_layer``). The loss of the paper is the PQ surrogate; the others can be added to it or take
+its place.
 
 Shape shorthand in this module:
 
     N: images    K: classes    D: distances    2: directions    H, W: the grid (stride 4), padded
-    S: true segments of one image    J: channels of the loss, padded to the largest image
+    S: true segments of one image    J: channels of the PQ loss, padded to the largest image
 """
+
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.functional import one_hot
 
-from amwc_d2.amwc_layer import AMWCLayer, SolverSettings, solve
-from amwc_d2.edges import edge_ends
+from amwc_d2.amwc_layer import AMWCLayer, LabelLayer, SolverSettings, solve
+from amwc_d2.costs import without_scale
+from amwc_d2.edges import cut_edges
+from amwc_d2.label_losses import class_loss, cut_loss, edge_weights, fenchel_young_loss
 from amwc_d2.pq_loss import SURROGATES, VOID, match_segments, one_hot_masks, pq_surrogate_loss
 
 
+@dataclass
+class Truth:
+    """The ground truth of a batch on the grid, on the CPU.
+
+    Attributes:
+        segments: int64 (N, H, W), true segment of every cell, -1 = void.
+        classes: N tensors (S,), int64. crowd: N tensors (S,), bool.
+        class_weight, affinity_weight: float (N, H, W) or None, how much a cell counts in equations
+            7 and 8 (stage 1's weights, paper A.4); None: all alike.
+    """
+
+    segments: Tensor
+    classes: list[Tensor]
+    crowd: list[Tensor]
+    class_weight: Tensor | None = None
+    affinity_weight: Tensor | None = None
+
+    def valid(self, grid_sizes) -> Tensor:
+        """Bool (N, H, W): neither void nor crowd nor padding."""
+        valid = torch.zeros(self.segments.shape, dtype=torch.bool)
+        for n, (h, w) in enumerate(grid_sizes):
+            ignored = torch.cat([self.crowd[n], torch.tensor([True])])  # the last one is void
+            valid[n, :h, :w] = ~ignored[self.segments[n, :h, :w]]
+        return valid
+
+
 class EndToEndLoss:
-    """1 - PQ surrogate of the multiway cut of a batch of costs (paper 3.3)."""
+    """The losses on the multiway cut of a batch of costs (paper 3.3, A.4), by their weights."""
 
     def __init__(
         self,
@@ -29,111 +61,198 @@ class EndToEndLoss:
         thing_area: float,
         stuff_area: float,
         cells_per_area: float = 1 / 16,
+        pq_weight: float = 1.0,
         surrogate: str = "symmetric",
         miss_weight: float = 0.1,
+        separate_weight: float = 0.0,
+        fenchel_young_weight: float = 0.0,
+        fenchel_young_noise: float = 0.0,
+        normalize_costs: bool = False,
     ):
         """
         Args:
             solver: how to solve and to differentiate; its ``partitionable`` are the things.
             thing_area, stuff_area: thresholds below which a segment fades, in pixels.
             cells_per_area: grid cells in a pixel: 1 / stride^2.
+            pq_weight: weight of the PQ surrogate, w in the paper. It scales the perturbation, not
+                the size of the gradient that comes back.
             surrogate, miss_weight: see ``pq_surrogate_loss``.
+            separate_weight: weight of equations 7 and 8; like ``pq_weight``.
+            fenchel_young_weight: weight of ``fenchel_young_loss``, an ordinary factor.
+            fenchel_young_noise: standard deviation of the Gaussian noise on the costs that it
+                solves (a margin, at the price of another solve); 0: the forward solution.
+            normalize_costs: take the gradient's part along the costs away (``without_scale``).
 
         Raises:
-            ValueError: an unknown surrogate.
+            ValueError: an unknown surrogate, or a negative weight.
         """
         if surrogate not in SURROGATES:
             raise ValueError(
                 f"MODEL.AMWC.PQ_LOSS.SURROGATE must be one of {SURROGATES}, got '{surrogate}'"
             )
+        weights = {
+            "PQ_LOSS.WEIGHT": pq_weight,
+            "SEPARATE_LOSS.WEIGHT": separate_weight,
+            "FENCHEL_YOUNG_LOSS.WEIGHT": fenchel_young_weight,
+            "FENCHEL_YOUNG_LOSS.NOISE": fenchel_young_noise,
+        }
+        for key, value in weights.items():
+            if value < 0:
+                raise ValueError(f"MODEL.AMWC.{key} must be >= 0, got {value}")
         self.solver = solver
+        self.separate_solver = replace(solver, seconds={})  # its own lambda scale and figures
         areas = np.where(solver.partitionable, thing_area, stuff_area) * cells_per_area
         self.area_threshold = torch.from_numpy(areas).float()
+        self.pq_weight = pq_weight
         self.surrogate = surrogate
         self.miss_weight = miss_weight
+        self.separate_weight = separate_weight
+        self.fenchel_young_weight = fenchel_young_weight
+        self.fenchel_young_noise = fenchel_young_noise
+        self.normalize_costs = normalize_costs
 
     def __call__(
-        self,
-        node_costs: Tensor,
-        edge_costs: Tensor,
-        grid_sizes,
-        truth: Tensor,
-        truth_classes: list[Tensor],
-        truth_crowd: list[Tensor],
-    ) -> tuple[Tensor, dict[str, float]]:
+        self, node_costs: Tensor, edge_costs: Tensor, grid_sizes, truth: Truth
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
         """
         Args:
             node_costs: float32 (N, K, H, W). edge_costs: float32 (N, D, 2, H, W).
             grid_sizes: N pairs (h, w), the part of the grid that is image.
-            truth: int64 (N, H, W) on the CPU, true segment of every cell, -1 = void.
-            truth_classes, truth_crowd: N tensors (S,), int64 and bool.
+            truth: the ground truth, (N, H, W).
 
         Returns:
-            the loss, a scalar in [0, 1], and figures for the log.
+            the weighted losses, scalars, by name: ``loss_pq`` (in [0, ``pq_weight``]),
+            ``loss_separate``, ``loss_fenchel_young``, as far as their weight is not 0; and figures
+            for the log.
         """
-        device = node_costs.device
+        valid = truth.valid(grid_sizes)
+        node_costs, edge_costs = self._without_void_gradient(node_costs, edge_costs, valid)
+        if self.normalize_costs:
+            node_costs, edge_costs = without_scale(node_costs, edge_costs)
         solutions = solve(node_costs, edge_costs, grid_sizes, self.solver)
-        predicted = torch.full(truth.shape, VOID)
-        valid = torch.zeros(truth.shape, dtype=torch.bool)
+        problem = (node_costs, edge_costs, solutions, truth, valid)
+        losses = {}
+        if self.pq_weight:
+            losses["loss_pq"] = self.pq_weight * self._pq_loss(*problem)
+        if self.separate_weight:
+            losses["loss_separate"] = self.separate_weight * self._separate_loss(*problem)
+        if self.fenchel_young_weight:
+            losses["loss_fenchel_young"] = self.fenchel_young_weight * self._fenchel_young_loss(
+                *problem
+            )
+        scalars = {
+            "amwc/segments": float(np.mean([s.segments.max() + 1 for s in solutions])),
+            "amwc/flip_rate": self.solver.flip_rate,  # of the step before, as its backward time
+            "amwc/lambda_scale": self.solver.lambda_scale,
+            **{f"time/solver_{part}": value for part, value in self.solver.seconds.items()},
+        }
+        if self.pq_weight:
+            scalars["amwc/pq_surrogate"] = 1 - losses["loss_pq"].item() / self.pq_weight
+        return losses, scalars
+
+    def _pq_loss(self, node_costs, edge_costs, solutions, truth, valid):
+        """1 - PQ surrogate, in [0, 1]."""
+        device = node_costs.device
+        predicted = torch.full(truth.segments.shape, VOID)
         channels = []
-        for n, (solution, (h, w)) in enumerate(zip(solutions, grid_sizes)):
-            inside = truth[n, :h, :w]
-            ignored = torch.cat([truth_crowd[n], torch.tensor([True])])  # the last one is void
-            valid[n, :h, :w] = ~ignored[inside]
+        for n, solution in enumerate(solutions):
+            h, w = solution.segments.shape
             predicted[n, :h, :w] = torch.from_numpy(solution.segments)
             channels.append(
                 match_segments(
                     solution.classes,
                     solution.segments,
-                    inside.numpy(),
-                    truth_classes[n].numpy(),
+                    truth.segments[n, :h, :w].numpy(),
+                    truth.classes[n].numpy(),
                     valid[n, :h, :w].numpy(),
                 )
             )
-
         count = max(len(c) for c in channels)
-        weight = valid.float().to(device)
-        costs = self._without_void_gradient(node_costs, edge_costs, weight)
-        if dist.is_available() and dist.is_initialized() and costs[0].requires_grad:
-            # The loss is that of the joint batch, but DistributedDataParallel averages.
-            for c in costs:
-                c.register_hook(lambda gradient: gradient * dist.get_world_size())
         masks = AMWCLayer.apply(
-            *costs,
+            _of_joint_batch(node_costs),
+            _of_joint_batch(edge_costs),
             _masks(predicted, [c.predicted for c in channels], count).to(device),
             channels,
             solutions,
             self.solver,
         )
-        loss = pq_surrogate_loss(
+        return pq_surrogate_loss(
             masks,
-            _masks(truth, [c.truth for c in channels], count).to(device),
-            weight,
+            _masks(truth.segments, [c.truth for c in channels], count).to(device),
+            valid.float().to(device),
             _padded([c.classes for c in channels], count, -1).to(device),
             self.area_threshold.to(device),
             surrogate=self.surrogate,
             miss_weight=self.miss_weight,
             ignored=_padded([c.ignored for c in channels], count, False).to(device),
         )
-        scalars = {
-            "amwc/pq_surrogate": 1 - loss.item(),
-            "amwc/segments": float(np.mean([s.segments.max() + 1 for s in solutions])),
-            "amwc/flip_rate": self.solver.flip_rate,  # of the step before, as its backward time
-            **{f"time/solver_{part}": value for part, value in self.solver.seconds.items()},
-        }
-        return loss, scalars
 
-    def _without_void_gradient(self, node_costs, edge_costs, weight):
+    def _separate_loss(self, node_costs, edge_costs, solutions, truth, valid):
+        """Equation 7 plus equation 8: classes and cuts, each for itself."""
+        device = node_costs.device
+        x, y = LabelLayer.apply(node_costs, edge_costs, solutions, self.separate_solver)
+        x_true, y_true = self._true_labels(truth, valid, node_costs.shape[1])
+        cell, edge = (
+            valid.float() if weight is None else valid * weight
+            for weight in (truth.class_weight, truth.affinity_weight)
+        )
+        edge = edge_weights(edge, self.solver.distances)
+        return class_loss(x, x_true.to(device), cell.to(device)) + cut_loss(
+            y, y_true.to(device), edge.to(device)
+        )
+
+    def _fenchel_young_loss(self, node_costs, edge_costs, solutions, truth, valid):
+        """What the truth costs beyond the solution, a cell."""
+        device = node_costs.device
+        if self.fenchel_young_noise:
+            noisy = [
+                c.detach() + self.fenchel_young_noise * self._normal(c.shape).to(device)
+                for c in (node_costs, edge_costs)
+            ]
+            sizes = [s.segments.shape for s in solutions]
+            solutions = solve(*noisy, sizes, replace(self.solver, seconds={}))
+        x, y = LabelLayer.apply(node_costs.detach(), edge_costs.detach(), solutions, self.solver)
+        x_true, y_true = self._true_labels(truth, valid, node_costs.shape[1])
+        edge = edge_weights(valid.float(), self.solver.distances)
+        return fenchel_young_loss(
+            node_costs,
+            edge_costs,
+            x,
+            y,
+            x_true.to(device),
+            y_true.to(device),
+            valid.float().to(device),
+            edge.to(device),
+        )
+
+    def _normal(self, shape):
+        return torch.randn(shape, generator=self.solver.generator)
+
+    def _true_labels(self, truth, valid, num_classes):
+        """x_true (N, K, H, W), 0 where not valid, and y_true (N, D, 2, H, W)."""
+        classes = torch.full(truth.segments.shape, num_classes)
+        for n, of_segment in enumerate(truth.classes):
+            classes[n][valid[n]] = of_segment[truth.segments[n][valid[n]]]
+        x = one_hot(classes, num_classes + 1)[..., :num_classes].permute(0, 3, 1, 2).float()
+        return x, cut_edges(truth.segments, self.solver.distances).float()
+
+    def _without_void_gradient(self, node_costs, edge_costs, valid):
         """The same costs; those of void cells, and of edges that end there, get no gradient."""
-        edges = []
-        for d in self.solver.distances:
-            anchor, other = edge_ends(weight, d)
-            edges.append(anchor * other)
-        node_weight, edge_weight = weight[:, None], torch.stack(edges, dim=1)
+        weight = valid.float().to(node_costs.device)
+        node_weight, edge_weight = weight[:, None], edge_weights(weight, self.solver.distances)
         return (
             node_costs * node_weight + node_costs.detach() * (1 - node_weight),
             edge_costs * edge_weight + edge_costs.detach() * (1 - edge_weight),
         )
+
+
+def _of_joint_batch(costs: Tensor) -> Tensor:
+    """The same costs. The PQ loss is that of the joint batch of all processes, over which
+    DistributedDataParallel takes the mean gradient: multiply it by their number first."""
+    if dist.is_available() and dist.is_initialized() and costs.requires_grad:
+        costs = costs.view_as(costs)
+        costs.register_hook(lambda gradient: gradient * dist.get_world_size())
+    return costs
 
 
 def _masks(labels: Tensor, channel_labels, count: int) -> Tensor:

@@ -25,7 +25,7 @@ from amwc_d2.amwc_layer import SolverSettings, solve
 from amwc_d2.config import STAGES
 from amwc_d2.costs import Costs, check_finite
 from amwc_d2.datasets import check_panoptic_metadata
-from amwc_d2.end_to_end_loss import EndToEndLoss
+from amwc_d2.end_to_end_loss import EndToEndLoss, Truth
 from amwc_d2.post_processing import (
     panoptic_result,
     panoptic_to_instances,
@@ -60,7 +60,7 @@ class AMWCPanoptic(nn.Module):
         stage: str = "pretrain",
         trained_layers: str = "classifiers",
         learn_cost_scales: bool = False,
-        pq_weight: float = 10.0,
+        cross_entropy_weight: float = 0.0,
         thing_area: int = 200,
         stuff_area: int = 2048,
     ):
@@ -71,7 +71,7 @@ class AMWCPanoptic(nn.Module):
             ins_embed_head: an ``AMWCAffinityHead``.
             costs: logits -> costs.
             solver: how to solve and to differentiate the multiway cut.
-            criterion: stage 2's loss.
+            criterion: stage 2's losses, weighted.
             thing_ids: contiguous ids of the thing classes (which may have many segments).
             pixel_mean, pixel_std: per channel, in the order of INPUT.FORMAT.
             size_divisibility: images are padded to multiples of this (height, width).
@@ -81,7 +81,7 @@ class AMWCPanoptic(nn.Module):
                 two layers of every affinity classifier, paper 4.2), "heads" (all after the
                 decoders), "decoders" (those too) or "all".
             learn_cost_scales: train the scales and offsets of ``costs`` in stage 2.
-            pq_weight: weight of stage 2's loss (w in the paper); scales the perturbation.
+            cross_entropy_weight: weight that stage 1's losses have in stage 2.
             thing_area, stuff_area: smaller segments become void, in pixels of the image.
 
         Raises:
@@ -108,7 +108,7 @@ class AMWCPanoptic(nn.Module):
         self.affinity_weight = affinity_weight
         self.affinity_top_k = affinity_top_k
         self.stage = stage
-        self.pq_weight = pq_weight
+        self.cross_entropy_weight = cross_entropy_weight
         self.thing_area = thing_area
         self.stuff_area = stuff_area
 
@@ -136,6 +136,11 @@ class AMWCPanoptic(nn.Module):
             estimator=amwc.ESTIMATOR,
             num_lambdas=amwc.NUM_LAMBDAS,
             lambda_range=tuple(amwc.LAMBDA_RANGE),
+            lambda_area=amwc.LAMBDA_AREA,
+            two_sided=amwc.TWO_SIDED,
+            noise=amwc.NOISE,
+            proximal=amwc.PROXIMAL,
+            target_flip_rate=amwc.TARGET_FLIP_RATE,
             generator=torch.Generator().manual_seed(seed),
         )
         return {
@@ -149,8 +154,13 @@ class AMWCPanoptic(nn.Module):
                 cells_per_area=cfg.MODEL.SEM_SEG_HEAD.COMMON_STRIDE**-2,
                 thing_area=amwc.THING_AREA,
                 stuff_area=amwc.STUFF_AREA,
+                pq_weight=amwc.PQ_LOSS.WEIGHT,
                 surrogate=amwc.PQ_LOSS.SURROGATE,
                 miss_weight=amwc.PQ_LOSS.MISS_WEIGHT,
+                separate_weight=amwc.SEPARATE_LOSS.WEIGHT,
+                fenchel_young_weight=amwc.FENCHEL_YOUNG_LOSS.WEIGHT,
+                fenchel_young_noise=amwc.FENCHEL_YOUNG_LOSS.NOISE,
+                normalize_costs=amwc.NORMALIZE_COSTS,
             ),
             "thing_ids": thing_ids,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
@@ -161,7 +171,7 @@ class AMWCPanoptic(nn.Module):
             "stage": amwc.STAGE,
             "trained_layers": amwc.TRAINED_LAYERS,
             "learn_cost_scales": amwc.LEARN_COST_SCALES,
-            "pq_weight": amwc.PQ_LOSS.WEIGHT,
+            "cross_entropy_weight": amwc.CROSS_ENTROPY_LOSS.WEIGHT,
             "thing_area": amwc.THING_AREA,
             "stuff_area": amwc.STUFF_AREA,
         }
@@ -208,8 +218,8 @@ class AMWCPanoptic(nn.Module):
                 ``width``, the output size.
 
         Returns:
-            In training a dict of losses: ``loss_sem_seg`` and ``loss_affinity`` (stage 1) or
-            ``loss_pq`` (stage 2). Otherwise one dict an image:
+            In training a dict of losses: ``loss_sem_seg`` and ``loss_affinity`` (stage 1) or those
+            of ``EndToEndLoss``, by default ``loss_pq`` (stage 2). Otherwise one dict an image:
 
             * ``panoptic_seg``: int32 (H, W), 0 = void, and its ``segments_info``;
             * ``sem_seg``: (K, H, W) class logits; ``classes``: int64 (H, W), the class that the
@@ -310,17 +320,21 @@ class AMWCPanoptic(nn.Module):
         node_costs, edge_costs = self.costs(class_logits, affinity_logits)
         node_costs, edge_costs = self.costs.drop(node_costs, edge_costs, self.solver.generator)
         check_finite(node_costs, edge_costs)
-        (truth,) = self._on_grid(batched_inputs, "segments")
-        loss, scalars = self.criterion(
-            node_costs,
-            edge_costs,
-            self._grid_sizes(images),
-            truth.cpu(),
+        segments, *weights = self._on_grid(
+            batched_inputs, "segments", "sem_seg_weights", "affinity_weights"
+        )
+        truth = Truth(
+            segments.cpu(),
             [x["segment_classes"] for x in batched_inputs],
             [x["segment_crowd"] for x in batched_inputs],
+            *(weight.cpu() for weight in weights),
         )
+        losses, scalars = self.criterion(node_costs, edge_costs, self._grid_sizes(images), truth)
         get_event_storage().put_scalars(**scalars)
-        return {"loss_pq": self.pq_weight * loss}
+        if self.cross_entropy_weight:
+            stage_1 = self.pretrain_losses(batched_inputs, images, class_logits, affinity_logits)
+            losses.update({k: self.cross_entropy_weight * v for k, v in stage_1.items()})
+        return losses
 
     # ---- inference -----------------------------------------------------------------------------
 
