@@ -28,6 +28,11 @@ from amwc_d2.solver_cython import (
 METHODS = ("greedy", "fast", "best")
 
 
+def draw_methods(rng, nodes):
+    """The quick methods always, the slow one now and then, on small problems."""
+    return METHODS if nodes <= 150 and rng.random() < 0.2 else METHODS[:2]
+
+
 def draw_costs(rng, shape, scale):
     """Draw float32 costs in one of the styles that solvers stumble over."""
     style = rng.integers(7)
@@ -111,17 +116,17 @@ def same(a, b):
 def fuzz_amwc(rng):
     """All methods on one grid, and the bound below them."""
     problem = draw_grid(rng)
-    solutions = {method: solve_amwc(*problem, method=method) for method in METHODS}
+    methods = draw_methods(rng, problem[0][0].size)
+    solutions = {method: solve_amwc(*problem, method=method) for method in methods}
     for method, solution in solutions.items():
         check_solution(solution, problem, method)
-    best = solutions["best"].objective
     scale = np.abs(problem[0]).sum(dtype=float) + np.abs(problem[1]).sum(dtype=float)
     for method in ("greedy", "fast"):
-        worse = best - solutions[method].objective
-        assert worse <= 1e-6 * scale, f"best is worse than {method} by {worse}"
+        worse = solutions[methods[-1]].objective - solutions[method].objective
+        assert "best" not in methods or worse <= 1e-6 * scale, f"best, {method}: worse by {worse}"
     bound = lower_bound(*problem, tight=bool(rng.random() < 0.3))
     assert bound <= min(s.objective for s in solutions.values()), "bound above a solution"
-    method = str(rng.choice(METHODS))
+    method = str(rng.choice(methods))
     moved = [relayout(rng, problem[0]), relayout(rng, problem[1]), *problem[2:]]
     assert same(solve_amwc(*moved, method=method), solutions[method]), "depends on the layout"
 
@@ -158,7 +163,7 @@ def fuzz_graph(rng):
     partitionable = rng.random(classes) < 0.5
     bound = lower_bound_graph(node_costs, edges, edge_costs, partitionable)
     scale = 1 + np.abs(node_costs).sum(dtype=float) + np.abs(edge_costs).sum(dtype=float)
-    for method in METHODS:
+    for method in draw_methods(rng, nodes):
         solution = solve_amwc_graph(node_costs, edges, edge_costs, partitionable, method=method)
         check_segments(solution.classes, solution.segments, partitionable)
         cut = solution.segments[edges[:, 0]] != solution.segments[edges[:, 1]]
@@ -177,7 +182,8 @@ def fuzz_batch(rng):
         shape = rng.integers(1, 9, 2)
         node_costs.append(draw_costs(rng, (len(first[0]), *shape), 1))
         edge_costs.append(draw_costs(rng, (len(first[2]), 2, *shape), 1))
-    method, threads = str(rng.choice(METHODS)), int(rng.integers(1, 4))
+    largest = max(costs[0].size for costs in node_costs)
+    method, threads = str(rng.choice(draw_methods(rng, largest))), int(rng.integers(1, 4))
     solutions = solve_amwc_batch(node_costs, edge_costs, *first[2:], method, threads)
     for nodes, edges, solution in zip(node_costs, edge_costs, solutions):
         assert same(solution, solve_amwc(nodes, edges, *first[2:], method)), "batch differs"
