@@ -129,8 +129,10 @@ def objective(const float[:, :, ::1] node, const float[:, :, :, ::1] edge,
 # --- lower bound
 
 cdef extern from "cycles.hpp" namespace "amwc" nogil:
-    double grid_bound "amwc::lower_bound"(const Grid&, const uint8_t*, bint) except +
-    double graph_bound "amwc::lower_bound"(const Graph&, const uint8_t*) except +
+    double grid_bound "amwc::lower_bound"(const Grid&, const uint8_t*, bint,
+                                          int (*)() noexcept nogil) except +
+    double graph_bound "amwc::lower_bound"(const Graph&, const uint8_t*,
+                                           int (*)() noexcept nogil) except +
 
 
 def bound(const float[:, :, ::1] node, const float[:, :, :, ::1] edge, const int32_t[::1] dist,
@@ -138,7 +140,8 @@ def bound(const float[:, :, ::1] node, const float[:, :, :, ::1] edge, const int
     """Lower bound on the optimum of a grid."""
     cdef double value
     with nogil:
-        value = grid_bound(make_grid(node, edge, dist), &partitionable[0], tight)
+        value = grid_bound(make_grid(node, edge, dist), &partitionable[0], tight,
+                           interrupted)
     return value
 
 
@@ -147,5 +150,5 @@ def bound_graph(const float[:, ::1] node, const int32_t[:, ::1] edges, const flo
     """Lower bound on the optimum of a graph."""
     cdef double value
     with nogil:
-        value = graph_bound(make_graph(node, edges, weight), &partitionable[0])
+        value = graph_bound(make_graph(node, edges, weight), &partitionable[0], interrupted)
     return value

@@ -5,12 +5,17 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <stdexcept>
 #include <vector>
 
 #include "bound.hpp"
 #include "grid.hpp"
 
 namespace amwc {
+
+inline void check(int (*interrupted)()) {
+    if (interrupted()) throw std::runtime_error("interrupted");
+}
 
 // On a grid, cycles need no search. A repulsive edge from p to p + a is closed by
 //   ladders  p -> p + b -> p + a + b -> p + a, for every offset b of the grid: a parallel edge;
@@ -85,7 +90,8 @@ private:
 template <class Costs>
 class SearchedCycles {
 public:
-    explicit SearchedCycles(const Costs& costs) : g_(costs), first_(costs.pixels() + 1, 0) {
+    SearchedCycles(const Costs& costs, int (*interrupted)())
+        : g_(costs), interrupted_(interrupted), first_(costs.pixels() + 1, 0) {
         g_.for_each_edge([&](uint32_t p, uint32_t q, float w, uint32_t) {
             if (w > 0) first_[p + 1]++, first_[q + 1]++;
         });
@@ -117,6 +123,7 @@ private:
     };
 
     const Costs& g_;
+    int (*interrupted_)();
     std::vector<size_t> first_;
     std::vector<Arc> arcs_;
     std::vector<Arc> from_;  // node and edge by which a node was reached
@@ -126,7 +133,7 @@ private:
 
     // Fills path_ with the edges of a shortest path from p to q of at most `length` edges.
     bool find(std::vector<DualEdge>& edges, uint32_t p, uint32_t q, int length) {
-        search_++;
+        if ((++search_ & 1023) == 0) check(interrupted_);
         queue_.assign(1, p);
         seen_[p] = search_;
         size_t head = 0, level = 1;
@@ -152,12 +159,15 @@ private:
 };
 
 // Message sweeps, with cycles packed between them by pack(number of the sweep). Ends after `most`
-// sweeps, or when one has closed less than `tolerance` of what has been closed so far.
+// sweeps, or when one has closed less than `tolerance` of what has been closed so far; throws when
+// interrupted() is not zero.
 template <class Costs, class Pack>
-double ascend(LowerBound<Costs>& bound, int most, double tolerance, Pack pack) {
+double ascend(LowerBound<Costs>& bound, int most, double tolerance, int (*interrupted)(),
+              Pack pack) {
     const double trivial = bound.value();
     double before = trivial;
     for (int sweep = 0; sweep < most; sweep++) {
+        check(interrupted);
         bound.sweep();
         pack(sweep);
         const double now = bound.value();
@@ -169,25 +179,26 @@ double ascend(LowerBound<Costs>& bound, int most, double tolerance, Pack pack) {
 
 // tight = false: ladders and lines only, in time and memory linear in the input.
 // tight = true: searched cycles too and more sweeps; for small grids.
-inline double lower_bound(const Grid& grid, const uint8_t* partitionable, bool tight) {
+inline double lower_bound(const Grid& grid, const uint8_t* partitionable, bool tight,
+                          int (*interrupted)()) {
     LowerBound<Grid> bound(grid, partitionable);
     GridCycles cycles(grid);
     if (!tight) {
-        return ascend(bound, 12, 5e-4, [&](int sweep) {
+        return ascend(bound, 12, 5e-4, interrupted, [&](int sweep) {
             if (sweep < 3 || sweep % 4 == 0) cycles.pack(bound.edges);
         });
     }
-    SearchedCycles<Grid> longer(grid);
-    return ascend(bound, 100, 1e-6, [&](int sweep) {
+    SearchedCycles<Grid> longer(grid, interrupted);
+    return ascend(bound, 100, 1e-6, interrupted, [&](int sweep) {
         cycles.pack(bound.edges);
         if (sweep >= 2 && (sweep & (sweep - 1)) == 0) longer.pack(bound.edges);
     });
 }
 
-inline double lower_bound(const Graph& graph, const uint8_t* partitionable) {
+inline double lower_bound(const Graph& graph, const uint8_t* partitionable, int (*interrupted)()) {
     LowerBound<Graph> bound(graph, partitionable);
-    SearchedCycles<Graph> cycles(graph);
-    return ascend(bound, 100, 1e-6, [&](int sweep) {
+    SearchedCycles<Graph> cycles(graph, interrupted);
+    return ascend(bound, 100, 1e-6, interrupted, [&](int sweep) {
         if (sweep < 20) cycles.pack(bound.edges);
     });
 }
