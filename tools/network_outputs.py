@@ -1,0 +1,156 @@
+"""What a trained network makes of images, kept with their ground truth on the solver's grid.
+
+The tools that look at the solver and not at the network (check_gradient.py, calibrate.py) run the
+network once and then work on these outputs.
+
+Shape shorthand in this module:
+
+    K: classes    D: distances    2: directions    H, W: the grid of one image    S: true segments
+"""
+
+import logging
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import detectron2.data.transforms as T
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import build_model
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from amwc_d2 import add_amwc_config
+from amwc_d2.end_to_end_loss import Truth
+from amwc_d2.pq_loss import VOID
+from amwc_d2.target_generator import AMWCDatasetMapper, AMWCTargetGenerator
+
+logger = logging.getLogger("amwc_d2.network_outputs")
+
+
+@dataclass
+class Output:
+    """One image: logits, float32, and ground truth, on the CPU."""
+
+    class_logits: Tensor  # (K, H, W)
+    affinity_logits: Tensor  # (D, 2, H, W), at the anchor
+    segments: Tensor  # int64 (H, W), true segment, -1 = void
+    segment_classes: Tensor  # int64 (S,)
+    segment_crowd: Tensor  # bool (S,)
+
+
+def load_config(config_file, opts):
+    """A frozen config of this package for the CPU or the device that it names."""
+    cfg = get_cfg()
+    add_amwc_config(cfg)
+    cfg.merge_from_file(str(config_file))
+    cfg.merge_from_list(list(opts))
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    cfg.freeze()
+    return cfg
+
+
+def load_model(cfg):
+    """The model of a config with MODEL.WEIGHTS.
+
+    Raises:
+        FileNotFoundError: the weights are a local file that is not there.
+    """
+    model = build_model(cfg)
+    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    return model
+
+
+def commit() -> str:
+    """The repository's commit, with "+changes" where files differ from it; "" outside git."""
+    here = Path(__file__).resolve().parent
+    git = ["git", "-C", str(here), "describe", "--always", "--dirty=+changes", "--exclude=*"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def pick_images(dataset: str, count: int, seed: int = 0) -> list[dict]:
+    """``count`` images of a registered dataset, drawn with a seed (all if there are fewer)."""
+    samples = DatasetCatalog.get(dataset)
+    order = np.random.default_rng(seed).permutation(len(samples))[:count]
+    return [samples[i] for i in sorted(order)]
+
+
+@torch.no_grad()
+def network_outputs(cfg, model, samples: list[dict], batch_size: int = 8) -> list[Output]:
+    """Run the network on whole images at test size, without augmentation.
+
+    Args:
+        cfg: the model's config; its INPUT and DATASETS.TRAIN make the targets.
+        model: an ``AMWCPanoptic``; put into evaluation mode.
+        samples: dicts of the DatasetCatalog.
+    """
+    resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+    mapper = AMWCDatasetMapper(
+        cfg,
+        augmentations=[resize],
+        panoptic_target_generator=AMWCTargetGenerator.from_config(cfg),
+    )
+    model.eval()
+    outputs = []
+    for start in tqdm(range(0, len(samples), batch_size), desc="network", leave=False):
+        batch = [mapper(sample) for sample in samples[start : start + batch_size]]
+        images = model.preprocess(batch)
+        class_logits, affinity_logits = model.logits(images.tensor)
+        for n, x in enumerate(batch):
+            segments = segments_on_grid(x["segments"], model.stride)
+            h, w = segments.shape
+            outputs.append(
+                Output(
+                    class_logits[n, :, :h, :w].float().cpu().contiguous(),
+                    affinity_logits[n, ..., :h, :w].float().cpu().contiguous(),
+                    segments,
+                    x["segment_classes"],
+                    x["segment_crowd"],
+                )
+            )
+    return outputs
+
+
+def segments_on_grid(segments: Tensor, stride: int) -> Tensor:
+    """The true segment at the centre of every cell, -1 beyond the image: as in training."""
+    height, width = segments.shape
+    padded = F.pad(segments, (0, -width % stride, 0, -height % stride), value=VOID)
+    return padded[stride // 2 :: stride, stride // 2 :: stride].contiguous()
+
+
+def collate(outputs: list[Output]):
+    """Batch images of any sizes.
+
+    Returns:
+        class logits (N, K, H, W), affinity logits (N, D, 2, H, W), N grid sizes, and ``Truth``.
+    """
+    sizes = [tuple(o.segments.shape) for o in outputs]
+    height, width = (max(side) for side in zip(*sizes))
+
+    def stack(tensors, value=0.0):
+        return torch.stack(
+            [
+                F.pad(t, (0, width - w, 0, height - h), value=value)
+                for t, (h, w) in zip(tensors, sizes)
+            ]
+        )
+
+    truth = Truth(
+        stack([o.segments for o in outputs], VOID),
+        [o.segment_classes for o in outputs],
+        [o.segment_crowd for o in outputs],
+    )
+    return (
+        stack([o.class_logits for o in outputs]),
+        stack([o.affinity_logits for o in outputs]),
+        sizes,
+        truth,
+    )
