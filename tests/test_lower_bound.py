@@ -2,6 +2,8 @@
 
 import json
 import re
+import signal
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +120,18 @@ def test_bad_input():
         lower_bound(**{**problem, "partitionable": [True] * 99})
     with pytest.raises(ValueError, match="edges"):
         lower_bound_graph(np.zeros((2, 1), np.float32), [[0, 2]], np.zeros(1, np.float32), [True])
+
+
+def test_interrupt():
+    """Ctrl-C ends a long search instead of waiting for it."""
+    rng = np.random.default_rng(27)
+    node_costs = rng.normal(size=(8, 128, 128)).astype(np.float32)
+    edge_costs = rng.normal(0.3, 1, size=(4, 2, 128, 128)).astype(np.float32)
+    timer = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        lower_bound(node_costs, edge_costs, [1, 2, 4, 8], np.ones(8, bool), tight=True)
+    timer.join()
 
 
 @needs_proven
