@@ -1,0 +1,224 @@
+#!/usr/bin/env python3
+"""Fit the scales and offsets of the costs to panoptic quality; the network stays as it is.
+
+The affinities of stage 1 are trained on hard edges with weights, so that their zero is not where
+the solver's should be. This fits a scale and an offset for each edge distance, an offset for each
+class (``amwc_d2.costs.Costs``) by coordinate search on training images, and writes a checkpoint
+with them. The network runs once; a step of the search only solves.
+
+    tools/calibrate.py --config-file configs/Toy-PanopticSegmentation/amwc_R18.yaml \\
+        --output calibrated.pth --opts MODEL.WEIGHTS output/toy/amwc_R18/model_final.pth
+
+PQ is the true one (IoU above one half, small segments rejected, sums over all images), but on the
+solver's grid. Half of the images are searched on; the other half only decide whether a whole round
+of the search is kept, so that noise is not. Images that stage 1 has not seen are better still: the
+network is more certain of those that it was trained on.
+"""
+
+import argparse
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.utils.logger import setup_logger
+from network_outputs import (
+    Output,
+    collate,
+    commit,
+    load_config,
+    load_model,
+    network_outputs,
+    pick_images,
+)
+from tabulate import tabulate
+from tqdm import tqdm
+
+from amwc_d2 import segment_metrics
+from amwc_d2.amwc_layer import SolverSettings, solve
+from amwc_d2.costs import Costs
+
+logger = logging.getLogger("amwc_d2.calibrate")
+STEP = 0.5  # nats of an offset, and logarithm of a scale, in the first round; halved when stuck
+BATCH = 24
+
+
+def get_parser():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="the model's config")
+    parser.add_argument("--output", required=True, metavar="FILE", help="the checkpoint to write")
+    parser.add_argument("--dataset", help="images to fit to (default: DATASETS.TRAIN)")
+    parser.add_argument("--num-images", type=int, default=240, help="drawn from it (default: 240)")
+    parser.add_argument("--rounds", type=int, default=4, help="over all parameters (default: 4)")
+    parser.add_argument("--json", metavar="FILE", help="write what was fitted there")
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",
+        help="config options, last on the line; MODEL.WEIGHTS is the checkpoint",
+    )  # fmt: skip
+    return parser
+
+
+@dataclass
+class GridQuality:
+    """True PQ of the solutions on the grid.
+
+    Attributes:
+        solver: how to solve.
+        min_area: (K,), segments with fewer cells are rejected.
+    """
+
+    solver: SolverSettings
+    min_area: np.ndarray
+
+    @torch.no_grad()
+    def __call__(self, costs: Costs, batches) -> float:
+        """PQ in percent over all classes that occur in ``collate``d batches."""
+        records = []
+        for *logits, sizes, truth in batches:
+            solutions = solve(*costs(*logits), sizes, self.solver)
+            for n, solution in enumerate(solutions):
+                h, w = solution.segments.shape
+                true = truth.segments[n, :h, :w].numpy()
+                records.append(
+                    self.compare(solution, true, truth.classes[n].numpy(), truth.crowd[n].numpy())
+                )
+        return segment_metrics.panoptic_quality(np.concatenate(records), range(len(self.min_area)))
+
+    def compare(self, solution, true, true_classes, true_crowd):
+        """Records (``segment_metrics.RECORD``) of one image; true: (H, W), -1 = void."""
+        area = np.bincount(solution.segments.ravel())
+        of_segment = np.zeros(len(area), np.int64)
+        of_segment[solution.segments.ravel()] = solution.classes.ravel()
+        kept = np.flatnonzero(area >= self.min_area[of_segment])
+        number = np.zeros(len(area), np.int64)
+        number[kept] = 1 + np.arange(len(kept))
+        true_area = np.bincount(true.ravel() + 1, minlength=1 + len(true_classes))[1:]
+        true_info = [
+            {"category_id": int(k), "iscrowd": bool(crowd), "area": int(cells)}
+            for k, crowd, cells in zip(true_classes, true_crowd, true_area)
+        ]
+        pred_info = [{"category_id": int(of_segment[i])} for i in kept]
+        return segment_metrics.match_segments(
+            true + 1, number[solution.segments], true_info, pred_info
+        )
+
+
+def moves(costs: Costs):
+    """The coordinates of the search: name, parameter, indices that move together.
+
+    All distances together come first. The scale of the classes is left alone: scaling all costs
+    changes no solution.
+    """
+    distances = range(len(costs.edge_offset))
+    for part in ("edge_offset", "edge_scale"):
+        yield f"{part} of all distances", part, list(distances)
+    for part, size in (
+        ("edge_offset", len(distances)),
+        ("edge_scale", len(distances)),
+        ("class_offset", len(costs.class_offset)),
+    ):
+        for i in range(size):
+            yield f"{part} {i}", part, [i]
+
+
+def moved(costs: Costs, part: str, indices, step: float) -> Costs:
+    """A copy whose offsets are larger by ``step``, or whose scales are exp(step) times as large."""
+    result = Costs(len(costs.class_offset), len(costs.edge_offset), costs.dropout)
+    result.load_state_dict(costs.state_dict())
+    with torch.no_grad():
+        values = getattr(result, part)
+        for i in indices:
+            values[i] = values[i] * np.exp(step) if part == "edge_scale" else values[i] + step
+    return result
+
+
+def fit(costs: Costs, quality, search, check, rounds: int) -> tuple[Costs, list[dict]]:
+    """Coordinate search, one step along each coordinate a round; the step halves every round.
+
+    Args:
+        costs: where to start; not changed.
+        quality: ``quality(costs, batches)``, larger is better.
+        search: batches that decide on every step. check: batches that decide which round is best.
+
+    Returns:
+        the costs of the round that is best on ``check``, the start included, and the history.
+    """
+    best, value = costs, quality(costs, search)
+    history = [{"round": 0, "search": value, "check": quality(costs, check)}]
+    kept = (history[0]["check"], costs)
+    for number in range(1, rounds + 1):
+        step = STEP * 0.5 ** (number - 1)
+        for _, part, indices in tqdm(list(moves(costs)), desc=f"round {number}", leave=False):
+            for side in (step, -step):
+                candidate = moved(best, part, indices, side)
+                found = quality(candidate, search)
+                if found > value:
+                    best, value = candidate, found
+                    break
+        history.append({"round": number, "search": value, "check": quality(best, check)})
+        logger.info("round %d: PQ %.2f on the images of the search, %.2f on the others",
+                    number, value, history[-1]["check"])  # fmt: skip
+        if history[-1]["check"] > kept[0]:
+            kept = (history[-1]["check"], best)
+    return kept[1], history
+
+
+def batches_of(outputs: list[Output]):
+    return [collate(outputs[i : i + BATCH]) for i in range(0, len(outputs), BATCH)]
+
+
+def calibrate(cfg, model, samples, rounds: int = 4) -> list[dict]:
+    """Fit ``model.costs`` in place.
+
+    Args:
+        cfg: the model's config.
+        samples: dicts of the DatasetCatalog, at least 2.
+
+    Returns:
+        the history of the search: PQ of each round on either half.
+    """
+    outputs = network_outputs(cfg, model, samples)
+    cells = model.stride**2
+    things = model.solver.partitionable
+    quality = GridQuality(
+        model.solver, np.where(things, model.thing_area, model.stuff_area) / cells
+    )
+    fitted, history = fit(
+        model.costs, quality, batches_of(outputs[::2]), batches_of(outputs[1::2]), rounds
+    )
+    model.costs.load_state_dict(fitted.state_dict())
+    return history
+
+
+def main(args):
+    setup_logger(name="amwc_d2")
+    cfg = load_config(args.config_file, args.opts)
+    model = load_model(cfg)
+    samples = pick_images(args.dataset or cfg.DATASETS.TRAIN[0], args.num_images)
+    if len(samples) < 2:
+        raise SystemExit("--num-images must be at least 2: one half decides on the other's rounds.")
+    history = calibrate(cfg, model, samples, args.rounds)
+    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"model": model.state_dict()}, args.output)
+    fitted = {name: value.tolist() for name, value in model.costs.state_dict().items()}
+    rows = [[name, *np.round(np.atleast_1d(value), 3)] for name, value in fitted.items()]
+    logger.info("wrote %s\n%s", args.output, tabulate(rows))
+    if args.json:
+        results = {
+            "config": args.config_file,
+            "opts": args.opts,
+            "commit": commit(),
+            "images": len(samples),
+            "history": history,
+            "costs": fitted,
+        }
+        Path(args.json).write_text(json.dumps(results, indent=1) + "\n")
+    return history
+
+
+if __name__ == "__main__":
+    main(get_parser().parse_args())
