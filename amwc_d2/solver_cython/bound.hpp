@@ -135,7 +135,8 @@ public:
         costs_.for_each_edge([&](uint32_t, uint32_t, float w, uint32_t e) {
             const DualEdge& edge = edges[e];
             magnitude += std::fabs(double(w));
-            if (edge.cost < 0) sum += double(edge.cost) - std::min(edge.used, -edge.cost);
+            if (edge.cost < 0) sum += edge.cost;
+            if (edge.cost < 0 && edge.used > 0) sum -= std::min(edge.used, -edge.cost);
         });
         // n additions in double precision lose at most n 2^-53 of the terms' magnitude, and the
         // terms are themselves sums of few.
@@ -144,7 +145,7 @@ public:
 
 private:
     static constexpr int kLanes = 4;
-    static constexpr float kAbsent = 1e30f;  // cost of the classes that pad a row
+    static constexpr float kAbsent = INFINITY;  // cost of the classes that pad a row
     static constexpr int kBlock = 4096;      // messages allocated at once
 
     const Costs& costs_;

@@ -93,7 +93,8 @@ public:
             }
             id_[c] = thing[k] ? id_[root] : k;
         }
-        for (size_t i = 0; i < pixel_.size(); i++) z[pixel_[i]] = id_[piece_[i]];
+        for (uint32_t c = 0; c < quotient_.N; c++)
+            for (uint32_t i = begin_[c]; i < begin_[c + 1]; i++) z[pixel_[i]] = id_[c];
     }
 
 private:
@@ -113,8 +114,7 @@ private:
         }
     };
 
-    std::vector<uint32_t> pixel_;   // thing pixels in the order of tiles and pieces
-    std::vector<int32_t> piece_;    // their pieces
+    std::vector<uint32_t> pixel_, begin_;  // thing pixels by piece, pieces in the order of tiles
     std::vector<int32_t> used_, id_;
     std::vector<uint32_t> histogram_;
     Quotient quotient_;
@@ -127,7 +127,7 @@ private:
         const float* right = unit ? g.layer(unit_layer(g), 0) : nullptr;
         const float* down = unit ? g.layer(unit_layer(g), 1) : nullptr;
         pixel_.clear();
-        piece_.clear();
+        begin_.clear();
         int32_t count = 0;
         for (int y0 = 0; y0 < g.H; y0 += kTile)
             for (int x0 = 0; x0 < g.W; x0 += kTile) {
@@ -168,16 +168,17 @@ private:
                 for (int r = 0; r < kTile * kTile; r++) {
                     const int ry = r / kTile, rx = r % kTile;
                     if (ry >= h || rx >= w || parent[r] != r) continue;
+                    begin_.push_back(uint32_t(pixel_.size()));
                     for (int i = r; i < h * kTile; i++) {
                         if (i % kTile >= w || parent[i] < 0 || root(i) != r) continue;
                         const size_t p = size_t(y0 + i / kTile) * g.W + x0 + i % kTile;
                         pixel_.push_back(uint32_t(p));
-                        piece_.push_back(count);
                         z[p] = g.K + count;
                     }
                     count++;
                 }
             }
+        begin_.push_back(uint32_t(pixel_.size()));
         quotient_.N = size_t(count);
     }
 
@@ -200,8 +201,12 @@ private:
         q.node.assign(q.N * q.K, 0.0f);
         for (int u = 0; u < q.K; u++) {
             const float* cost = g.node + size_t(used_[u]) * g.pixels();
-            for (size_t i = 0; i < pixel_.size(); i++)
-                q.node[size_t(piece_[i]) * q.K + u] += cost[pixel_[i]];
+            size_t i = 0;
+            for (size_t c = 0; c < q.N; c++) {
+                float sum = 0;
+                for (; i < begin_[c + 1]; i++) sum += cost[pixel_[i]];
+                q.node[c * q.K + u] = sum;
+            }
         }
         q.from.clear();
         q.to.clear();
@@ -212,7 +217,7 @@ private:
         size_t i = 0;
         for (int32_t c = 0; c < int32_t(q.N); c++) {
             sums_.clear();
-            for (; i < pixel_.size() && piece_[i] == c; i++) {
+            for (; i < begin_[c + 1]; i++) {
                 const uint32_t p = pixel_[i];
                 g.for_each_neighbour(p, [&](uint32_t other, float w) {
                     const int32_t b = z[other] - g.K;

@@ -10,6 +10,7 @@
 #include "grid.hpp"
 #include "label_first.hpp"
 #include "moves.hpp"
+#include "pieces.hpp"
 #include "search.hpp"
 
 namespace amwc {
@@ -125,7 +126,7 @@ public:
             first.start(g, twin_.data(), kind_.data(), z, l.class_of);
             l.cheapest = first.cheapest.data();
             l.kind = kind_.data();
-            joins_.assign(g, l);
+            assignment_.run(g, l);
         }
         l.cheapest = first.cheapest.data();
         l.class_of.resize(g.K);
@@ -216,6 +217,7 @@ private:
     NodeMoves moves_;
     PieceMoves pieces_;
     Joins joins_;
+    Assignment assignment_;
     LocalSearch search_;
     std::vector<int32_t> home_;
 };
