@@ -6,6 +6,9 @@ Shape shorthand in this module:
     J: channels of the PQ loss (panoptic labels of one image)
 """
 
+import time
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from detectron2.config import configurable
@@ -35,6 +38,22 @@ from amwc_d2.post_processing import (
 from amwc_d2.pq_loss import VOID
 
 TRAINED_LAYERS = ("classifiers", "heads", "decoders", "all")
+
+
+@dataclass
+class Prediction:
+    """What the network says about a batch, and the solver needs.
+
+    Attributes:
+        image_sizes: N pairs (height, width) of the network's input, without padding.
+        class_logits: float (N, K, h, w), on the model's device.
+        node_costs, edge_costs: float32 (N, K, h, w) and (N, D, 2, h, w), on the CPU.
+    """
+
+    image_sizes: list[tuple[int, int]]
+    class_logits: Tensor
+    node_costs: Tensor
+    edge_costs: Tensor
 
 
 @META_ARCH_REGISTRY.register()
@@ -228,13 +247,24 @@ class AMWCPanoptic(nn.Module):
             * ``amwc``: ``solver_seconds``, ``objective``, ``num_segments`` and ``segments``, the
               solver's labels on the grid.
         """
+        if not self.training:
+            return self.label(batched_inputs, self.predict(batched_inputs))
+        start = time.perf_counter()
         images = self.preprocess(batched_inputs)
         class_logits, affinity_logits = self.logits(images.tensor)
-        if not self.training:
-            return self.inference(batched_inputs, images, class_logits, affinity_logits)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # reading the losses would wait for it as well
+        seconds = {"time/network": time.perf_counter() - start}
         if self.stage == "pretrain":
-            return self.pretrain_losses(batched_inputs, images, class_logits, affinity_logits)
-        return self.end_to_end_loss(batched_inputs, images, class_logits, affinity_logits)
+            losses = self.pretrain_losses(batched_inputs, images, class_logits, affinity_logits)
+            solver_seconds = 0.0
+        else:
+            losses = self.end_to_end_loss(batched_inputs, images, class_logits, affinity_logits)
+            solver_seconds = self.solver.seconds["forward"]
+        others = seconds["time/network"] + solver_seconds
+        seconds["time/loss"] = time.perf_counter() - start - others
+        get_event_storage().put_scalars(**seconds)
+        return losses
 
     def preprocess(self, batched_inputs) -> ImageList:
         """Normalise, and pad height and width separately to what the network needs."""
@@ -255,9 +285,9 @@ class AMWCPanoptic(nn.Module):
         ]
         return ImageList(torch.stack(padded), sizes)
 
-    def _grid_sizes(self, images: ImageList) -> list[tuple[int, int]]:
+    def _grid_sizes(self, image_sizes) -> list[tuple[int, int]]:
         """The part of the grid that is image: padding takes no part in the multiway cut."""
-        return [(-(-h // self.stride), -(-w // self.stride)) for h, w in images.image_sizes]
+        return [(-(-h // self.stride), -(-w // self.stride)) for h, w in image_sizes]
 
     def logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits (N, K, h, w) and affinity logits (N, D, 2, h, w) of padded images."""
@@ -329,7 +359,9 @@ class AMWCPanoptic(nn.Module):
             [x["segment_crowd"] for x in batched_inputs],
             *(weight.cpu() for weight in weights),
         )
-        losses, scalars = self.criterion(node_costs, edge_costs, self._grid_sizes(images), truth)
+        losses, scalars = self.criterion(
+            node_costs, edge_costs, self._grid_sizes(images.image_sizes), truth
+        )
         get_event_storage().put_scalars(**scalars)
         if self.cross_entropy_weight:
             stage_1 = self.pretrain_losses(batched_inputs, images, class_logits, affinity_logits)
@@ -338,34 +370,40 @@ class AMWCPanoptic(nn.Module):
 
     # ---- inference -----------------------------------------------------------------------------
 
-    def inference(self, batched_inputs, images, class_logits, affinity_logits):
-        """Solve, upsample, drop small segments (paper 4.1)."""
+    def predict(self, batched_inputs) -> Prediction:
+        """The network's half of inference; ``label`` is the solver's.
+
+        The two may run on different threads, so that the solver works on one batch while the
+        network computes the next (``inference.py``).
+        """
+        images = self.preprocess(batched_inputs)
+        class_logits, affinity_logits = self.logits(images.tensor)
         node_costs, edge_costs = self.costs(class_logits, affinity_logits)
         check_finite(node_costs, edge_costs)
-        grid_sizes = self._grid_sizes(images)
-        solutions = solve(node_costs, edge_costs, grid_sizes, self.solver)
-        seconds = self.solver.seconds["forward"] / len(solutions)
+        costs = (c.detach().cpu() for c in (node_costs, edge_costs))
+        return Prediction(images.image_sizes, class_logits.detach(), *costs)
 
-        upsampled = F.interpolate(
-            class_logits.float(), scale_factor=self.stride, mode="bilinear", align_corners=False
-        )
+    def label(self, batched_inputs, prediction: Prediction) -> list[dict]:
+        """Solve, upsample, drop small segments (paper 4.1); see ``forward`` for the results."""
+        grid_sizes = self._grid_sizes(prediction.image_sizes)
+        costs = prediction.node_costs, prediction.edge_costs
+        solutions = solve(*costs, grid_sizes, self.solver)
+        seconds = self.solver.seconds["forward"] / len(solutions)
         results = []
-        for n, (x, s, (h, w)) in enumerate(zip(batched_inputs, solutions, grid_sizes)):
-            image_size = images.image_sizes[n]
+        for n, (x, solution, (h, w)) in enumerate(zip(batched_inputs, solutions, grid_sizes)):
+            image_size = prediction.image_sizes[n]
             size = x.get("height", image_size[0]), x.get("width", image_size[1])
-            classes = torch.from_numpy(s.classes).long().to(self.device)
-            segments = torch.from_numpy(s.segments).long().to(self.device)
-            segment_class = torch.zeros(int(segments.max()) + 1, dtype=torch.int64)
-            segment_class[segments.cpu().flatten()] = classes.cpu().flatten()
+            labels = torch.from_numpy(np.stack([solution.classes, solution.segments])).long()
             scores = segment_scores(
-                classes,
-                segments,
-                node_costs[n, :, :h, :w],
-                edge_costs[n, ..., :h, :w],
-                self.solver.distances,
+                *labels, *(c[n, ..., :h, :w] for c in costs), self.solver.distances
+            )
+            segment_class = np.zeros(len(scores), dtype=np.int64)
+            segment_class[solution.segments.ravel()] = solution.classes.ravel()
+            classes, segments = upsample_labels(
+                labels.to(self.device), self.stride, image_size, size
             )
             panoptic_seg, segments_info = panoptic_result(
-                upsample_labels(segments, self.stride, image_size, size),
+                segments,
                 segment_class.tolist(),
                 scores.tolist(),
                 self.thing_ids,
@@ -376,16 +414,24 @@ class AMWCPanoptic(nn.Module):
                 {
                     "panoptic_seg": (panoptic_seg, segments_info),
                     "instances": panoptic_to_instances(panoptic_seg, segments_info),
-                    "sem_seg": retry_if_cuda_oom(sem_seg_postprocess)(
-                        upsampled[n], image_size, *size
-                    ),
-                    "classes": upsample_labels(classes, self.stride, image_size, size),
+                    "sem_seg": self._full_size(prediction.class_logits[n], image_size, size),
+                    "classes": classes,
                     "amwc": {
                         "solver_seconds": seconds,
-                        "objective": float(s.objective),
+                        "objective": float(solution.objective),
                         "num_segments": len(segment_class),
-                        "segments": s.segments,
+                        "segments": solution.segments,
                     },
                 }
             )
         return results
+
+    def _full_size(self, class_logits, image_size, output_size):
+        """Class logits (K, h, w) as (K, H, W), the way Panoptic-DeepLab enlarges them."""
+        upsampled = F.interpolate(
+            class_logits[None].float(),
+            scale_factor=self.stride,
+            mode="bilinear",
+            align_corners=False,
+        )
+        return retry_if_cuda_oom(sem_seg_postprocess)(upsampled[0], image_size, *output_size)

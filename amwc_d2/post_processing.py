@@ -17,19 +17,19 @@ def upsample_labels(labels: Tensor, stride: int, image_size, output_size) -> Ten
     """Nearest upsampling of grid labels to the output, in one step.
 
     Args:
-        labels: (h, w), one cell for stride x stride pixels of the network's input.
+        labels: (..., h, w), one cell for stride x stride pixels of the network's input.
         stride: 4.
         image_size: (height, width) of the input before padding.
         output_size: (H, W).
 
     Returns:
-        (H, W), the label of the cell that holds each output pixel's centre.
+        (..., H, W), the label of the cell that holds each output pixel's centre.
     """
     index = []
-    for cells, size, out in zip(labels.shape, image_size, output_size):
+    for cells, size, out in zip(labels.shape[-2:], image_size, output_size):
         centre = (torch.arange(out, device=labels.device) + 0.5) * (size / out)
         index.append((centre / stride).long().clamp(max=cells - 1))
-    return labels[index[0]][:, index[1]]
+    return labels[..., index[0][:, None], index[1]]
 
 
 def segment_scores(

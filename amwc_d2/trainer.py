@@ -3,6 +3,7 @@
 import logging
 import os
 import weakref
+from collections import OrderedDict
 from fnmatch import fnmatchcase
 
 import detectron2.data.transforms as T
@@ -16,13 +17,16 @@ from detectron2.data import (
 )
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, create_ddp_model
 from detectron2.engine.train_loop import TrainerBase
+from detectron2.evaluation import DatasetEvaluator, print_csv_format
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 
 from amwc_d2.evaluation import build_evaluator
+from amwc_d2.inference import evaluate
 from amwc_d2.target_generator import AMWCDatasetMapper, AMWCTargetGenerator
+from amwc_d2.timing import PartTimeWriter
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +96,39 @@ class Trainer(DefaultTrainer):
     def build_evaluator(cls, cfg, dataset_name, output_folder=None):
         """See :func:`amwc_d2.evaluation.build_evaluator`."""
         return build_evaluator(cfg, dataset_name, output_folder)
+
+    @classmethod
+    def test(cls, cfg, model, evaluators=None):
+        """Evaluate on every dataset of ``DATASETS.TEST``, network and solver side by side.
+
+        Args:
+            cfg (CfgNode): the config.
+            model (nn.Module): ``AMWCPanoptic``, or ``DistributedDataParallel`` around one.
+            evaluators: one ``DatasetEvaluator`` a dataset; default ``build_evaluator``'s.
+
+        Returns:
+            the evaluator's results, by dataset where there are several.
+
+        Raises:
+            ValueError: another number of evaluators than datasets.
+        """
+        names = cfg.DATASETS.TEST
+        if isinstance(evaluators, DatasetEvaluator):
+            evaluators = [evaluators]
+        if evaluators is not None and len(evaluators) != len(names):
+            raise ValueError(f"{len(evaluators)} evaluators for DATASETS.TEST {tuple(names)}")
+        results = OrderedDict()
+        for index, name in enumerate(names):
+            evaluator = evaluators[index] if evaluators else cls.build_evaluator(cfg, name)
+            results[name] = evaluate(model, cls.build_test_loader(cfg, name), evaluator)
+            if comm.is_main_process():
+                logger.info("Results on %s, in csv format:", name)
+                print_csv_format(results[name])
+        return results[names[0]] if len(names) == 1 else results
+
+    def build_writers(self):
+        """Detectron2's, and the time of each part of a step in the log."""
+        return [*super().build_writers(), PartTimeWriter()]
 
     @classmethod
     def build_lr_scheduler(cls, cfg, optimizer):
