@@ -146,7 +146,7 @@ public:
 private:
     static constexpr int kLanes = 4;
     static constexpr float kAbsent = INFINITY;  // cost of the classes that pad a row
-    static constexpr int kBlock = 4096;      // messages allocated at once
+    static constexpr int kBlock = 4096;          // messages allocated at once
 
     const Costs& costs_;
     const uint8_t* thing_;
