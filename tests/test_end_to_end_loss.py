@@ -92,6 +92,13 @@ def test_losses_add_up_by_weight():
         torch.testing.assert_close(part, sum(gradients[i] for _, gradients in single))
 
 
+def test_nothing_is_solved_for_no_loss():
+    node, edge, truth = problem()
+    criterion = only("pq_weight", 0.0)
+    assert criterion(node * float("nan"), edge, SIZES, truth) == ({}, {})
+    assert criterion.solver.seconds == {"forward": 0.0, "backward": 0.0}
+
+
 @pytest.mark.parametrize("weight", KEYS)
 def test_void_crowd_and_padding_get_no_gradient(weight):
     node, edge, truth = problem()

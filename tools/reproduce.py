@@ -1,0 +1,285 @@
+#!/usr/bin/env python3
+"""Does training through the solver pay? The comparison, with its controls, by one command.
+
+    tools/reproduce.py toy            # or dsb2018: several hours on two CPU cores, resumable
+    tools/reproduce.py toy --quick    # the same in a minute, to see that it runs
+    tools/reproduce.py toy --search   # settings to choose from, on images held back from training
+
+The training set is split: most of it trains, the rest is held back to calibrate and to choose from
+(--search). The validation images are only ever reported on. For every seed, stage 1 trains once;
+its frozen features are cached; every row of the table then starts from it. A run that is finished
+is not repeated, so a stopped command can be given again. Everything goes to
+``OUTPUT/results.json`` (config, commit, every run, differences with 95 % intervals);
+``tools/results_report.py`` makes docs/results.md of one or several such files.
+"""
+
+import argparse
+import gc
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from bootstrap import difference, read_segments, seed_interval
+from calibrate import calibrate
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+from experiment_rows import COMPARISONS, RECIPES, ROWS, SEARCH, SEED_OF_ROW, SEEDS
+from feature_cache import cache_inference, cache_training, evaluate, train
+from network_outputs import commit, load_config, load_model
+
+from amwc_d2 import Trainer, register_panoptic_dataset
+from amwc_d2.evaluation import AMWCPanopticEvaluator, grid_ceiling
+
+logger = logging.getLogger("amwc_d2.reproduce")
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+QUICK = ["SOLVER.MAX_ITER", 2, "SOLVER.IMS_PER_BATCH", 2, "MODEL.INS_EMBED_HEAD.DISTANCES", [1, 4]]
+
+
+def get_parser():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("dataset", choices=RECIPES)
+    parser.add_argument("--output", type=Path, help="default: output/reproduce/DATASET")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help=f"of stage 1 (default {SEEDS})")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW")
+    parser.add_argument("--search", action="store_true", help="try settings on held-back images")
+    parser.add_argument("--quick", action="store_true", help="two steps of everything, one seed")
+    parser.add_argument("--base", metavar="FILE", help="a checkpoint of stage 1 for seed 0")
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",
+        help="config options of both stages, last on the line",
+    )  # fmt: skip
+    return parser
+
+
+def register_part(dataset: str, part: str, images, folder: Path) -> str:
+    """Register some images of a COCO-panoptic dataset as a dataset of their own.
+
+    Args:
+        dataset: a registered dataset.
+        part: suffix of the new name.
+        images: positions in the dataset's JSON.
+        folder: gets the part's JSON.
+
+    Returns:
+        the new name, ``dataset`` and ``part`` joined by "_".
+    """
+    DatasetCatalog.get(dataset)  # draws the toy set if need be
+    meta = MetadataCatalog.get(dataset)
+    content = json.loads(Path(meta.panoptic_json).read_text())
+    annotations = [content["annotations"][i] for i in sorted(images)]
+    ids = {a["image_id"] for a in annotations}
+    content["images"] = [image for image in content.get("images", []) if image["id"] in ids]
+    name = f"{dataset}_{part}"
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps({**content, "annotations": annotations}))
+    if name in DatasetCatalog:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    register_panoptic_dataset(name, meta.image_root, meta.panoptic_root, path)
+    return name
+
+
+class Experiment:
+    """One dataset's runs under one folder."""
+
+    def __init__(self, args):
+        self.args = args
+        self.recipe = RECIPES[args.dataset]
+        self.folder = args.output or Path("output/reproduce") / args.dataset
+        self.folder.mkdir(parents=True, exist_ok=True)
+        plain = self.config(end_to_end=False, seed=0)
+        train, val = plain.DATASETS.TRAIN[0], plain.DATASETS.TEST[0]
+        order = np.random.default_rng(0).permutation(len(DatasetCatalog.get(train)))
+        held = 2 if args.quick else self.recipe["held"]
+        fitting = order[held:][:4] if args.quick else order[held:]
+        self.fit = register_part(train, "fit", fitting, self.folder)
+        self.held = register_part(train, "held", order[:held], self.folder)
+        if args.quick:
+            val = register_part(val, "quick", range(2), self.folder)
+        self.test = self.held if args.search else val
+
+    def config(self, *, end_to_end: bool, seed: int, options=()) -> CfgNode:
+        """The recipe's config of one stage; ``options`` as in ``experiment_rows``."""
+        name = self.recipe["config"] + ("_e2e" if end_to_end else "") + ".yaml"
+        opts = [*(QUICK if self.args.quick else []), *self.args.opts, "SEED", seed]
+        for key, value in zip(options[::2], options[1::2]):
+            opts += [key if key.startswith("SOLVER.") else f"MODEL.AMWC.{key}", value]
+        if hasattr(self, "fit"):
+            opts += ["DATASETS.TRAIN", (self.fit,), "DATASETS.TEST", (self.test,)]
+        return load_config(CONFIGS / name, opts)
+
+    def stage_1(self, seed: int) -> str:
+        """Train stage 1 on the fitting part, or find it done; return its checkpoint."""
+        if seed == 0 and self.args.base:
+            return self.args.base
+        folder = self.folder / f"stage_1_seed_{seed}"
+        final = folder / "model_final.pth"
+        if not final.exists():
+            cfg = self.config(end_to_end=False, seed=seed).clone()
+            cfg.defrost()
+            cfg.OUTPUT_DIR, cfg.DATASETS.TEST = str(folder), ()
+            cfg.freeze()
+            folder.mkdir(exist_ok=True)
+            seed_all_rng(seed)
+            trainer = Trainer(cfg)
+            trainer.resume_or_load(resume=True)
+            trainer.train()
+        return str(final)
+
+    def run_seed(self, seed: int):
+        """Every row from one checkpoint of stage 1."""
+        rows = SEARCH if self.args.search else {row: ROWS[row] for row in self.args.rows}
+        todo = [row for row in ["baseline", "calibrated", *rows] if not self.done(seed, row)]
+        if not self.args.search and not self.done(seed, "calibrated, then end to end"):
+            todo.append("calibrated, then end to end")
+        if not todo:
+            return
+        weights = self.stage_1(seed)
+        cfg = self.config(end_to_end=True, seed=seed, options=())
+        model = self.load(cfg, weights)
+        copies = 1 if self.args.quick else self.recipe["copies"]
+        fitting = cache_training(cfg, model, DatasetCatalog.get(self.fit), copies, seed)
+        watched = cache_training(cfg, model, DatasetCatalog.get(self.held)[:96], 1, seed)
+        testing = cache_inference(cfg, model, DatasetCatalog.get(self.test))
+        calibrated = None
+        for row in todo:
+            logger.info("seed %d: %s", seed, row)
+            options = rows.get(row, [])
+            cfg = self.config(end_to_end=True, seed=seed + SEED_OF_ROW.get(row, 0), options=options)
+            model, figures = self.load(cfg, weights), {}
+            if row.startswith("calibrated"):
+                if calibrated is None:
+                    rounds = 1 if self.args.quick else 4
+                    history = calibrate(cfg, model, DatasetCatalog.get(self.held), rounds)
+                    calibrated = model.costs.state_dict(), history
+                model.costs.load_state_dict(calibrated[0])
+                figures["calibration"] = {
+                    "history": calibrated[1],
+                    **{k: v.tolist() for k, v in calibrated[0].items()},
+                }
+            if row not in ("baseline", "calibrated"):
+                figures |= train(cfg, model, fitting, watched)
+            self.report(seed, row, cfg, model, testing, figures, options)
+            del model
+            gc.collect()
+
+    def load(self, cfg, weights):
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.WEIGHTS = weights
+        return load_model(cfg)
+
+    def place(self, seed: int, row: str) -> Path:
+        part = "search" if self.args.search else "rows"
+        return self.folder / part / f"seed_{seed}" / row.replace(" ", "_").replace(",", "")
+
+    def done(self, seed: int, row: str) -> bool:
+        return (self.place(seed, row) / "run.json").exists()
+
+    def report(self, seed, row, cfg, model, testing, figures, options):
+        """Evaluate one run on the test images and write it down."""
+        folder = self.place(seed, row)
+        results = evaluate(model, testing, AMWCPanopticEvaluator(self.test, folder))
+        run = {
+            "row": row,
+            "seed": seed,
+            "options": list(options),
+            "commit": commit(),
+            "dataset": self.test,
+            "metrics": {f"{task}/{k}": None if np.isnan(v) else v
+                        for task, values in results.items()
+                        for k, v in values.items() if "-" not in k},
+            "figures": figures,
+        }  # fmt: skip
+        shutil.rmtree(folder / "panoptic", ignore_errors=True)
+        (folder / "config.yaml").write_text(cfg.dump())
+        (folder / "run.json").write_text(json.dumps(run, indent=1) + "\n")
+
+    def summarize(self) -> dict:
+        """All runs, their differences, and what the grid allows; also in results.json."""
+        runs = [
+            json.loads(path.read_text())
+            for path in sorted(self.place(0, "").parent.glob("seed_*/*/run.json"))
+        ]
+        meta = MetadataCatalog.get(self.test)
+        content = json.loads(Path(meta.panoptic_json).read_text())
+        images = [a["image_id"] for a in content["annotations"]]
+        categories = [c["id"] for c in content["categories"]]
+        things = [i for i, c in enumerate(content["categories"]) if c["isthing"]]
+        stuff = [i for i, c in enumerate(content["categories"]) if not c["isthing"]]
+        counts = {
+            (r["row"], r["seed"]): read_segments(
+                self.place(r["seed"], r["row"]) / "segments.csv", images, categories
+            )
+            for r in runs
+        }
+        metrics = {(r["row"], r["seed"]): r["metrics"] for r in runs}
+        comparisons = COMPARISONS
+        if self.args.search:
+            comparisons = [(row, "baseline") for row in ("calibrated", *SEARCH)]
+        resamples = 50 if self.args.quick else 2000
+        differences = []
+        for ours, base in comparisons:
+            pairs = [
+                ((row, seed), (base, seed))
+                for row, seed in counts
+                if (row == ours or (ours == "end to end" and row == f"{ours}, second seed"))
+                and (base, seed) in counts
+            ]
+            if not pairs:
+                continue
+            a, b = (np.stack([counts[key] for key in side]) for side in zip(*pairs))
+            entry = {"ours": ours, "base": base, "runs": len(pairs)}
+            for name, chosen in (("PQ", slice(None)), ("PQ_th", things), ("PQ_st", stuff)):
+                entry[name] = difference(a, b, chosen, resamples)
+            for name, key in (("AP", "segm/AP"), ("mIoU", "amwc/mIoU")):
+                if any(metrics[run][key] is None for pair in pairs for run in pair):
+                    continue
+                each = [metrics[p][key] - metrics[q][key] for p, q in pairs]
+                entry[name] = {"mean": float(np.mean(each)), "each": each, "images": None,
+                               "seeds": seed_interval(each)}  # fmt: skip
+            differences.append(entry)
+        cfg = self.config(end_to_end=True, seed=0)
+        ceiling = grid_ceiling(
+            self.test,
+            cfg.MODEL.SEM_SEG_HEAD.COMMON_STRIDE,
+            min_size=cfg.INPUT.MIN_SIZE_TEST,
+            max_size=cfg.INPUT.MAX_SIZE_TEST,
+        )
+        results = {
+            "dataset": self.args.dataset,
+            "test": self.test,
+            "test_images": len(images),
+            "search": self.args.search,
+            "quick": self.args.quick,
+            "commit": commit(),
+            "config": cfg.dump(),
+            "ceiling": {k: ceiling["panoptic_seg"][k] for k in ("PQ", "PQ_th", "PQ_st")},
+            "runs": runs,
+            "differences": differences,
+        }
+        name = "search.json" if self.args.search else "results.json"
+        (self.folder / name).write_text(json.dumps(results, indent=1) + "\n")
+        logger.info("wrote %s", self.folder / name)
+        return results
+
+
+def main(args):
+    setup_logger(name="amwc_d2")
+    torch.backends.cudnn.deterministic = True
+    experiment = Experiment(args)
+    seeds = 1 if args.quick or args.search else args.seeds
+    for seed in range(seeds):
+        experiment.run_seed(seed)
+    return experiment.summarize()
+
+
+if __name__ == "__main__":
+    main(get_parser().parse_args())
