@@ -8,7 +8,6 @@ from fnmatch import fnmatchcase
 
 import detectron2.data.transforms as T
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import (
     DatasetMapper,
     build_detection_test_loader,
@@ -23,6 +22,7 @@ from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 
+from amwc_d2.checkpoint import AMWCCheckpointer
 from amwc_d2.evaluation import build_evaluator
 from amwc_d2.inference import evaluate
 from amwc_d2.target_generator import AMWCDatasetMapper, AMWCTargetGenerator
@@ -61,9 +61,7 @@ class Trainer(DefaultTrainer):
         trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer = trainer_class(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = DetectionCheckpointer(
-            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
-        )
+        self.checkpointer = AMWCCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg

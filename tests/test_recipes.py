@@ -209,14 +209,13 @@ RECIPES = {
         "SEED": 17867965,
     },
 }
-SMALL = ["INPUT.CROP.SIZE", "(32, 64)", "INPUT.MIN_SIZE_TRAIN", "(27,)", "INPUT.MAX_SIZE_TRAIN", 61,
+# Small crops, and for time's sake a narrow network; test_full_size runs the real one on "meta".
+SMALL = ["MODEL.RESNETS.STEM_OUT_CHANNELS", 16, "MODEL.RESNETS.WIDTH_PER_GROUP", 8,
+         "MODEL.RESNETS.RES2_OUT_CHANNELS", 32,
+         "INPUT.CROP.SIZE", "(32, 64)", "INPUT.MIN_SIZE_TRAIN", "(27,)", "INPUT.MAX_SIZE_TRAIN", 61,
          "SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 2, "SOLVER.WARMUP_ITERS", 0,
          "MODEL.AMWC.NUM_LAMBDAS", 1, "DATALOADER.NUM_WORKERS", 0, "DATASETS.TEST", "()",
          "SOLVER.CHECKPOINT_PERIOD", 100]  # fmt: skip
-
-
-NARROW = ["MODEL.RESNETS.STEM_OUT_CHANNELS", 16, "MODEL.RESNETS.WIDTH_PER_GROUP", 8,
-          "MODEL.RESNETS.RES2_OUT_CHANNELS", 32]  # fmt: skip
 
 
 def recipe_file(dataset, recipe):
@@ -274,12 +273,25 @@ def test_no_code_in_configs(repository):
 
 
 @pytest.mark.parametrize(("dataset", "recipe"), RECIPES)
+def test_full_size(dataset, recipe, repository):
+    """A training batch of the recipe's own size through the whole network, on no device at all."""
+    cfg = load(repository, recipe_file(dataset, recipe), "MODEL.DEVICE", "meta")
+    model = Trainer.build_model(cfg).train()
+    height, width = cfg.INPUT.CROP.SIZE
+    batch = [{"image": torch.empty(3, height - 5, width, device="meta")} for _ in range(2)]
+    node_costs, edge_costs = model.predict_costs(model.preprocess(batch).tensor)
+    grid = height // 4, width // 4
+    assert node_costs.device.type == edge_costs.device.type == "meta"
+    assert node_costs.shape == (2, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, *grid)
+    assert edge_costs.shape == (2, len(cfg.MODEL.INS_EMBED_HEAD.DISTANCES), 2, *grid)
+    assert node_costs.dtype == edge_costs.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("dataset", "recipe"), RECIPES)
 def test_recipe_trains_and_predicts(dataset, recipe, request, repository, tmp_path):
     """Two iterations of its stage on images of odd sizes, then one more such image."""
     request.getfixturevalue({"cityscapes": "fake_cityscapes", "coco": "shared_data"}[dataset])
     options = [*SMALL, "OUTPUT_DIR", str(tmp_path)]
-    if "authors" in recipe:  # the same layers as the paper's recipe, but for time's sake narrow
-        options += NARROW
     trainer = Trainer(load(repository, recipe_file(dataset, recipe), *options))
     trainer.checkpointer.save_to_disk = False
     trainer.train()

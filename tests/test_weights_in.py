@@ -1,0 +1,89 @@
+"""Weights from elsewhere: torchvision's ResNet, Panoptic-DeepLab's zoo."""
+
+import logging
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+import torchvision
+from detectron2.config import get_cfg
+from detectron2.modeling import build_backbone, build_model
+from test_panoptic_seg import load
+
+from amwc_d2.checkpoint import AMWCCheckpointer
+
+TOY = "Toy-PanopticSegmentation/amwc_R18.yaml"
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_converted_torchvision_resnet_computes_the_same(depth, repository, tmp_path):
+    theirs = getattr(torchvision.models, f"resnet{depth}")(weights=None).eval()
+    for name, buffer in theirs.named_buffers():
+        if "running" in name:
+            torch.nn.init.uniform_(buffer, 0.5, 1.5)  # tell the batch norms apart
+    source, target = tmp_path / "theirs.pth", tmp_path / "ours.pth"
+    torch.save(theirs.state_dict(), source)
+    command = [sys.executable, "tools/convert_weights.py", str(source), str(target)]
+    subprocess.run(command, cwd=repository, check=True, stdout=subprocess.DEVNULL)
+
+    cfg = get_cfg()
+    cfg.merge_from_list(["MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.DEPTH",
+                         depth, "MODEL.RESNETS.STRIDE_IN_1X1", False, "MODEL.RESNETS.NORM", "BN",
+                         "MODEL.RESNETS.OUT_FEATURES", ["res2", "res5"]])  # fmt: skip
+    if depth == 18:
+        cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    ours = torch.nn.Module()
+    ours.backbone = build_backbone(cfg).eval()
+    AMWCCheckpointer(ours).load(str(target))
+    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = ours.backbone(image)
+        x = theirs.layer1(theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(image)))))
+        torch.testing.assert_close(found["res2"], x, rtol=1e-4, atol=1e-4)
+        x = theirs.layer4(theirs.layer3(theirs.layer2(x)))
+        torch.testing.assert_close(found["res5"], x, rtol=1e-3, atol=1e-3 * float(x.abs().max()))
+
+
+def test_another_network_is_refused(repository, tmp_path):
+    torch.save({"encoder.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    command = [sys.executable, "tools/convert_weights.py", "other.pth", "ours.pth"]
+    command[1] = str(repository / command[1])
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode and "'encoder.weight' is no tensor of a torchvision" in result.stderr
+
+
+def test_panoptic_deeplab_warm_start(repository, toy_root, tmp_path, caplog):
+    """A file as in Detectron2's zoo: pickled NumPy arrays of the original architecture."""
+    cfg = load(repository, TOY)
+    cfg.MODEL.META_ARCHITECTURE = "PanopticDeepLab"
+    cfg.MODEL.INS_EMBED_HEAD.NAME = "PanopticDeepLabInsEmbedHead"
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 4  # another dataset's
+    theirs = build_model(cfg)
+    weights = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
+    with open(tmp_path / "zoo.pkl", "wb") as file:
+        pickle.dump({"model": weights, "__author__": "Detectron2 Model Zoo"}, file)
+
+    ours = build_model(load(repository, TOY))
+    before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
+    with caplog.at_level(logging.INFO, logger="amwc_d2.checkpoint"):
+        AMWCCheckpointer(ours).load(str(tmp_path / "zoo.pkl"))
+    after = ours.state_dict()
+    for name, tensor in after.items():
+        given = weights.get(name)
+        taken = given is not None and given.shape == tuple(tensor.shape)
+        expected = torch.from_numpy(given) if taken else before[name]
+        assert torch.equal(tensor, expected), name
+
+    log = {
+        message.split(": ")[0]: message.split(": ")[1]
+        for record in caplog.records
+        if record.name == "amwc_d2.checkpoint" and (message := record.getMessage())
+    }
+    counts = {part: sum(n.startswith(part + ".") for n in after) for part in log}
+    for part in ("backbone", "sem_seg_head.decoder", "sem_seg_head.head", "ins_embed_head.decoder"):
+        assert log[part] == f"{counts[part]} of {counts[part]} tensors taken"
+    for part in ("sem_seg_head.predictor", "ins_embed_head.classifiers", "costs"):
+        assert log[part] == "all new"
+    assert "ins_embed_head.center_head" in log["not used"]
