@@ -120,7 +120,7 @@ public:
     }
 
 private:
-    static constexpr uint32_t kEnd = 0xffffffffu;
+    static constexpr uint32_t kEnd = 0xffffffffu, kTiny = 8;
     struct Offer {
         double gain;
         uint32_t a, version;
@@ -147,7 +147,8 @@ private:
         return c;
     }
 
-    // Costs of a cluster; it takes the class that most of its pixels like best if that is cheaper.
+    // Costs of a cluster; it takes the class that most of its pixels like best if that is cheaper,
+    // and any class if it is tiny.
     bool measure(Labelling& l, uint32_t c, NodeMoves& moves) {
         votes_.resize(grid_->K);
         votes_.clear();
@@ -162,14 +163,18 @@ private:
         for (int32_t v : votes_)
             if (l.thing[v] && votes_[v] > votes_[popular]) popular = v;
         own_[c] = sum(c, k);
-        bool changed = false;
-        if (popular != k && sum(c, popular) < own_[c]) {
-            own_[c] = sum(c, popular);
-            k = popular;
-            changed = true;
-            for (uint32_t s = graph_.begin[c]; s < graph_.begin[c] + graph_.size[c]; s++)
-                moves.wake(graph_.members[s]);
-        }
+        const int32_t before = k;
+        auto consider = [&](int32_t other) {
+            const double cost = sum(c, other);
+            if (cost < own_[c]) own_[c] = cost, k = other;
+        };
+        if (popular != k) consider(popular);
+        if (graph_.size[c] <= kTiny)  // no majority worth the name
+            for (int32_t other = 0; other < grid_->K; other++)
+                if (l.thing[other]) consider(other);
+        const bool changed = k != before;
+        for (uint32_t s = graph_.begin[c]; changed && s < graph_.begin[c] + graph_.size[c]; s++)
+            moves.wake(graph_.members[s]);
         saving_[c] = own_[c] - lowest;
         return changed;
     }

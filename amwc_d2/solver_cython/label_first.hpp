@@ -58,14 +58,16 @@ inline void cheapest_classes(const Grid& g, int32_t* out) {
     }
 }
 
-// Mean |cost| of a fixed sample of the unit edges: the scale that thresholds are relative to.
+// Mean |cost| of a fixed sample of the first layers: the scale that thresholds are relative to.
 inline float edge_scale(const Grid& g) {
-    if (!g.D) return 0;
-    const size_t n = 2 * g.pixels();
+    constexpr size_t kSample = 65536;
     double sum = 0;
     size_t count = 0;
-    for (size_t p = 0; p < n; p += 17, count++) sum += std::abs(g.edge[p]);
-    return float(sum / double(count));
+    g.for_each_row([&](size_t, size_t, const float* w, int length) {
+        if (count > kSample) return;
+        for (int x = int(count % 5); x < length; x += 5, count++) sum += std::abs(w[x]);
+    });
+    return count ? float(sum / double(count)) : 0.0f;
 }
 
 class LabelFirst {

@@ -300,7 +300,7 @@ private:
         return any;
     }
 
-    // Throws a random connected region into another cluster; keeps the outcome if it is no worse.
+    // Throws a random connected region into another cluster; keeps the outcome if it is better.
     void kick() {
         const uint32_t seed = random(N_);
         const uint32_t largest = 1u << random(1 + std::min(8u, log2(N_)));
@@ -342,7 +342,7 @@ private:
         }
         for (uint32_t p : region_) push(p);
         settle();
-        if (change_ > epsilon_) {
+        if (change_ > -epsilon_) {
             for (size_t i = journal_.size(); i-- > 0;) shift(journal_[i].node, journal_[i].from);
         }
         journal_.clear();

@@ -154,7 +154,7 @@ private:
     // Local search from two starts; the better end is left in classes and segments.
     double best_of(const Graph& graph, const uint8_t* thing, int32_t* classes, int32_t* segments,
                    int32_t* other_classes, int32_t* other_segments) {
-        const size_t kicks = std::min<size_t>(2000 + 50 * graph.N, 50000);
+        const size_t kicks = std::min<size_t>(2000 + 30 * graph.N, 50000);
         auto stop = [this] { check(); };
         search_.run(graph, thing, classes, segments, kicks, stop);
         canonical(segments, graph.N, search_.cluster_ids(), scratch_);
