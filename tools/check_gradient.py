@@ -36,14 +36,13 @@ TOY = Path(__file__).resolve().parent.parent / "configs/Toy-PanopticSegmentation
 # Name in the table -> changes to the config's solver settings.
 ESTIMATORS = {
     "same_solver": {"estimator": "same_solver"},
-    "same_solver, noise": {"estimator": "same_solver", "noise": 0.5},
-    "same_solver, proximal": {"estimator": "same_solver", "proximal": 0.2},
+    "same_solver, noise": {"estimator": "same_solver", "noise": 0.25},
+    "same_solver, proximal": {"estimator": "same_solver", "proximal": 0.05},
     "warm_start": {"estimator": "warm_start"},
-    "warm_start, noise": {"estimator": "warm_start", "noise": 0.5},
-    "warm_start, proximal": {"estimator": "warm_start", "proximal": 0.2},
     "warm_start, two-sided": {"estimator": "warm_start", "two_sided": True},
-    "warm_start, area": {"estimator": "warm_start", "lambda_area": 50.0},
-    "warm_start, area and noise": {"estimator": "warm_start", "lambda_area": 50.0, "noise": 0.5},
+    "warm_start, noise": {"estimator": "warm_start", "noise": 0.25},
+    "warm_start, proximal": {"estimator": "warm_start", "proximal": 0.05},
+    "warm_start, lambda by area": {"estimator": "warm_start", "lambda_area": 200.0},
     "literal": {"estimator": "literal"},
 }
 
