@@ -44,6 +44,15 @@ ESTIMATORS = {
     "warm_start, proximal": {"estimator": "warm_start", "proximal": 0.05},
     "warm_start, lambda by area": {"estimator": "warm_start", "lambda_area": 200.0},
     "literal": {"estimator": "literal"},
+    **{
+        f"warm_start{sides}, lambda {low:g} to {high:g}": {
+            "estimator": "warm_start",
+            "two_sided": bool(sides),
+            "lambda_range": (low, high),
+        }
+        for low, high in ((5.0, 50.0), (100.0, 1000.0), (200.0, 2000.0), (500.0, 5000.0))
+        for sides in ("", ", two-sided")
+    },
 }
 
 

@@ -47,7 +47,8 @@ SEARCH = {
     "three times as long": ["SOLVER.MAX_ITER", 900],
     "two-sided": ["TWO_SIDED", True],
     **{f"lambda {low:g} to {high:g}": ["LAMBDA_RANGE", [low, high]]
-       for low, high in ((5.0, 50.0), (50.0, 500.0), (200.0, 2000.0))},
+       for low, high in ((5.0, 50.0), (50.0, 500.0), (100.0, 1000.0), (200.0, 2000.0))},
+    "lambda 100 to 1000, two-sided": ["LAMBDA_RANGE", [100.0, 1000.0], "TWO_SIDED", True],
     "flip rate 0.5 %": ["TARGET_FLIP_RATE", 0.005],
     "flip rate 2 %": ["TARGET_FLIP_RATE", 0.02],
     "lambda by area": ["LAMBDA_AREA", 50.0],
