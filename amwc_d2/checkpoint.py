@@ -18,7 +18,8 @@ class AMWCCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint):
         model = getattr(self.model, "module", self.model)  # without DistributedDataParallel
-        names = list(model.state_dict())
+        # Older checkpoints do not count the batches that batch norm has seen.
+        names = [name for name in model.state_dict() if not name.endswith("num_batches_tracked")]
         incompatible = super()._load_model(checkpoint)
         new = {*incompatible.missing_keys, *(key for key, *_ in incompatible.incorrect_shapes)}
         new = {name.removeprefix("module.") for name in new}

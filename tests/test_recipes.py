@@ -261,6 +261,20 @@ def test_learning_rates_of_the_authors(repository):
         assert sorted(rates) == pytest.approx([1 / 60, 1 / 40, 1 / 20, 1], rel=1e-5)
 
 
+def test_schedules_of_the_documentation(repository):
+    """The table for 1 to 64 GPUs is what SOLVER.REFERENCE_WORLD_SIZE does."""
+    text = (repository / "docs/scaling.md").read_text()
+    rows = re.findall(r"^\| (\d+) \|([\d. |]+)\|$", text, flags=re.MULTILINE)
+    assert [int(gpus) for gpus, _ in rows] == [1, 2, 4, 8, 16, 32, 64]
+    for dataset, reference, columns in (("cityscapes", 1, slice(3)), ("coco", 4, slice(3, 6))):
+        options = ["SOLVER.REFERENCE_WORLD_SIZE", reference]
+        cfg = load(repository, recipe_file(dataset, "amwc_R50"), *options)
+        for gpus, cells in rows:
+            solver = Trainer.auto_scale_workers(cfg, int(gpus)).SOLVER
+            expected = [solver.IMS_PER_BATCH, solver.BASE_LR, solver.MAX_ITER]
+            assert [float(cell) for cell in cells.split("|")][columns] == pytest.approx(expected)
+
+
 def test_factor_for_nothing_is_named():
     with pytest.raises(ValueError, match=r"'decoder\.\*' matches no parameter.*like 'bias'"):
         lr_factors([["decoder.*", 0.1]], torch.nn.Linear(1, 1))
