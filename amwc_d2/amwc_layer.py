@@ -44,8 +44,8 @@ class SolverSettings:
             perturbation.
         num_lambdas: N of equation 4.
         lambda_range: lambda is uniform on it, drawn for every image and sample.
-        lambda_area: 0, or the cells of a segment for which ``lambda_range`` is meant: the lambda of
-            a segment then grows with its area, as the PQ gradient of a cell falls with it.
+        lambda_area: 0, or the largest segment, in cells, for which ``lambda_range`` is meant: the
+            lambda of a larger one is larger in proportion, as its PQ gradient a cell is smaller.
         two_sided: central differences instead of one-sided ones.
         noise: standard deviation of Gaussian noise on all costs, shared by both sides.
         proximal: rho >= 0, the pull of both sides towards the forward solution.

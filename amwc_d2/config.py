@@ -43,7 +43,7 @@ def add_amwc_config(cfg):
     amwc.ESTIMATOR = "warm_start"  # "same_solver", "warm_start" or "literal"
     amwc.NUM_LAMBDAS = 5  # N
     amwc.LAMBDA_RANGE = [1.0, 5000.0]  # lambda is uniform on it, drawn for every image and sample
-    amwc.LAMBDA_AREA = 0.0  # > 0: lambda grows with a segment's area, as given at this many cells
+    amwc.LAMBDA_AREA = 0.0  # > 0: segments of more cells get a lambda larger in proportion
     amwc.TARGET_FLIP_RATE = 0.0  # > 0: lambda is steered until this share of cells moves
     amwc.TWO_SIDED = False  # central differences
     amwc.NOISE = 0.0  # standard deviation of the noise on all costs, shared by both sides

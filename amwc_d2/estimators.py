@@ -78,11 +78,10 @@ class LiftedProblem:
         return solution.classes
 
     def label_scale(self, settings) -> np.ndarray:
-        """Float32 (L,): factor of lambda for each label; 0 for classes without a channel."""
-        if not settings.lambda_area:
-            return np.ones(len(self.classes), np.float32)
-        scale = np.zeros(len(self.classes), np.float32)
-        scale[: len(self.areas)] = self.areas / settings.lambda_area
+        """Float32 (L,): factor of lambda for each label, >= 1."""
+        scale = np.ones(len(self.classes), np.float32)
+        if settings.lambda_area:
+            scale[: len(self.areas)] = np.maximum(self.areas / settings.lambda_area, 1)
         return scale
 
     def labels(self, found: np.ndarray, settings):
@@ -230,7 +229,6 @@ def _difference(before, after, num_classes, distances):
         [torch.from_numpy(np.ascontiguousarray(v)) for v in side] for side in (before, after)
     )
     scale = torch.maximum(scale_a, scale_b)
-    scale[scale == 0] = 1
     x = (_one_hot(class_b, num_classes) - _one_hot(class_a, num_classes)) / scale
     y = cut_edges(segment_b, distances).float() - cut_edges(segment_a, distances).float()
     return x, y / torch.stack([torch.maximum(*edge_ends(scale, d)) for d in distances])

@@ -168,7 +168,7 @@ def test_flip_rate_is_steered_to_its_target():
 
 
 def test_a_segments_lambda_grows_with_its_area():
-    """A segment of A times LAMBDA_AREA cells is perturbed by A lambda, and divided by it."""
+    """A segment of A > 1 times LAMBDA_AREA cells is perturbed by A lambda, and divided by it."""
     node, edge, truth, truth_classes = scene()
     (solution,) = solve(node[:1], edge[:1], [(8, 10)], settings())
     c = match_segments(solution.classes, solution.segments, truth[0], truth_classes, truth[0] >= 0)
@@ -177,9 +177,10 @@ def test_a_segments_lambda_grows_with_its_area():
         node[0].numpy(), edge[0].numpy(), c.classes, solution.segments, gradient, c.areas
     )
     options = settings(lambda_area=12.0)
-    np.testing.assert_allclose(problem.label_scale(options), c.areas / 12)
+    np.testing.assert_allclose(problem.label_scale(options), np.maximum(c.areas / 12, 1))
+    assert c.areas.min() < 12 < c.areas.max()
     _, _, scale = problem.labels(solution.segments, options)
-    assert scale[4, 2] == pytest.approx(c.areas[solution.segments[4, 2]] / 12)
+    assert scale[4, 2] == pytest.approx(max(c.areas[solution.segments[4, 2]] / 12, 1))
 
     plain = settings(lambda_range=(6.0, 6.0), generator=torch.Generator())
     scaled = settings(lambda_range=(3.0, 3.0), lambda_area=20.0, generator=torch.Generator())
@@ -188,14 +189,12 @@ def test_a_segments_lambda_grows_with_its_area():
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("options", VARIANTS)
-def test_the_gradient_points_away_from_smaller_costs(options):
+@pytest.mark.parametrize("area", [0.0, 10.0])
+@pytest.mark.parametrize("estimator", EXACT)
+def test_the_gradient_points_away_from_smaller_costs(estimator, area):
     """x(c) minimises <c, x>, so <gradient, c> >= 0: plain descent shrinks the costs."""
-    if options.get("noise") or options.get("proximal"):
-        pytest.skip("holds for the costs that were solved, which are others here")
-    if options.get("two_sided"):
-        pytest.skip("holds against the unperturbed solution")
-    node, edge, *_ = backward(settings(**options, lambda_range=(4.0, 8.0)))
+    options = settings(estimator=estimator, lambda_area=area, lambda_range=(4.0, 8.0))
+    node, edge, *_ = backward(options)
     assert (node.grad * node).sum() + (edge.grad * edge).sum() > 0
 
 
