@@ -21,6 +21,7 @@ from solver_instances import make_instance
 
 from amwc_d2.solver_cython import solve_amwc
 
+MARKS = "<!-- figures -->", "<!-- end of figures -->"
 STYLE = {
     "fast": ("tab:red", "fast"),
     "greedy": ("tab:blue", "greedy (Algorithm 2)"),
@@ -113,8 +114,47 @@ def tradeoff(rows, path):
     save(figure, path)
 
 
+def markdown(data):
+    """The figures as Markdown tables."""
+    lines = []
+    for name in dict.fromkeys(r["instance"] for r in data["table"]):
+        rows = [r for r in data["table"] if r["instance"] == name]
+        lines += [
+            f"**{name}** (input {rows[0]['input'] / 2**20:.1f} MiB, read once in "
+            f"{rows[0]['floor_ms']:.2f} ms)",
+            "",
+            "| method | ms | +- | extra MiB | objective | gap % | removed % | PQ |",
+            "| --- | --: | --: | --: | --: | --: | --: | --: |",
+        ]
+        for r in rows:
+            memory = "-" if r["memory"] is None else f"{r['memory'] / 2**20:.1f}"
+            quality = f"closes {100 * r['closed']:.1f} % | | " if "closed" in r else ""
+            quality = quality or f"{r['gap']:.3f} | {r['removed']:.2f} | {r['pq']:.3f}"
+            lines.append(
+                f"| {r['method']} | {r['ms']:.2f} | {r['spread']:.2f} | {memory} "
+                f"| {r['objective']:.1f} | {quality} |"
+            )
+        lines.append("")
+    lines += ["| what | figure | bar | |", "| --- | --- | --- | --- |"]
+    for bar in data["bars"]:
+        holds = "holds" if bar["holds"] else "**missed**"
+        lines.append(f"| {bar['what']} | {bar['figure']} | {bar['bar']} | {holds} |")
+    return "\n".join(lines)
+
+
+def write_figures(data, path):
+    """Replace what stands between the figure marks of a Markdown file."""
+    text = path.read_text()
+    head, mark, rest = text.partition(MARKS[0] + "\n")
+    tail = rest.partition(MARKS[1])[2]
+    if not mark or MARKS[1] not in rest:
+        raise SystemExit(f"{path}: expected the lines {MARKS[0]} and {MARKS[1]}, found none")
+    path.write_text(f"{head}{mark}\n{markdown(data)}\n\n{MARKS[1]}{tail}")
+    print(path)
+
+
 def main(arguments=None):
-    """Draw all pictures."""
+    """Draw all pictures and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("figures", type=Path, help="JSON written by benchmark_solver.py")
     parser.add_argument("--output", type=Path, default=Path("docs"))
@@ -124,6 +164,8 @@ def main(arguments=None):
     example(options.output / "solver_example.png")
     scaling(data["scaling"], options.output / "solver_scaling.png")
     tradeoff(data["table"], options.output / "solver_tradeoff.png")
+    if (options.output / "solver.md").exists():
+        write_figures(data, options.output / "solver.md")
     return 0
 
 
