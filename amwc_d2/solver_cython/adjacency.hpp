@@ -11,6 +11,8 @@
 #include <memory>
 #include <vector>
 
+#include "simd.hpp"
+
 namespace amwc {
 
 // Blocks of 2^n words, recycled by size; memory is kept for the next problem.
@@ -60,7 +62,7 @@ private:
 class Adjacency {
 public:
     static constexpr uint32_t kNone = 0xffffffffu;
-    static constexpr uint32_t kLinear = 96;
+    static constexpr uint32_t kLinear = 24;
 
     struct List {
         uint32_t* ids;     // then capacity weights, then capacity edge indices
@@ -100,7 +102,14 @@ public:
 
     uint32_t find(const List& list, uint32_t id) const {
         if (!list.table) {
-            for (uint32_t p = 0; p < list.size; p++)
+            const Int4 wanted = splat(int32_t(id));
+            uint32_t p = 0;
+            for (; p + 8 <= list.size; p += 8) {
+                const Int4 a = load(reinterpret_cast<const int32_t*>(list.ids + p)) == wanted;
+                const Int4 b = load(reinterpret_cast<const int32_t*>(list.ids + p + 4)) == wanted;
+                if (any(a | b)) break;
+            }
+            for (; p < list.size; p++)
                 if (list.ids[p] == id) return p;
             return kNone;
         }
@@ -150,6 +159,13 @@ public:
         if (direct != kNone) remove(lists[i], direct);
         const List gone = lists[j];
         for (uint32_t s = 0; s < gone.size; s++) {
+            // The neighbours' lists are scattered over memory: fetch ahead.
+            if (s + 6 < gone.size) __builtin_prefetch(&lists[gone.ids[s + 6]]);
+            if (s + 3 < gone.size) {
+                const List& ahead = lists[gone.ids[s + 3]];
+                __builtin_prefetch(ahead.ids);
+                __builtin_prefetch(ahead.ids + 16);
+            }
             const uint32_t h = gone.ids[s];
             if (h == i) continue;
             float w = gone.weights()[s];

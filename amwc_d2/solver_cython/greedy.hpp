@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "adjacency.hpp"
+#include "queue.hpp"
 
 namespace amwc {
 
@@ -35,13 +36,14 @@ public:
     template <class Costs, class Stop>
     void run(const Costs& costs, Stop interrupted) {
         setup(costs);
-        for (uint32_t step = 1; !heap_.empty(); step++) {
+        const auto live = [this](const Key& key) {
+            return key.t == key_[key.cluster] && key.edge == key_edge_[key.cluster];
+        };
+        Key top;
+        for (uint32_t step = 1; queue_.pop(top, live); step++) {
             if (!(step & 0xffff)) interrupted();
-            const Key top = heap_.front();
-            std::pop_heap(heap_.begin(), heap_.end());
-            heap_.pop_back();
+            if (!live(top)) continue;
             const uint32_t c = top.cluster;
-            if (!(top.t == key_[c]) || top.edge != key_edge_[c]) continue;
             const uint32_t h = key_other_[c];
             if (confirmed(c, h, top)) {
                 merge(c, h);
@@ -61,16 +63,10 @@ private:
     static constexpr uint32_t kNone = Adjacency::kNone;
     static constexpr int kBuckets = 256;  // exponents of a float
 
-    struct Key {
-        float t;
-        uint32_t edge, cluster;
-        bool operator<(const Key& o) const { return t < o.t || (t == o.t && edge > o.edge); }
-    };
-
     int K_ = 0, stride_ = 0;
     std::vector<float> reduced_, margin_, heaviest_;
     Adjacency adjacency_;
-    std::vector<Key> heap_;
+    BucketQueue queue_;
     std::vector<float> key_;
     std::vector<uint32_t> key_edge_, key_other_;
     std::vector<uint32_t> next_, previous_;  // bucket lists, intrusive
@@ -94,7 +90,7 @@ private:
         key_.assign(n, kNever);
         key_edge_.assign(n, 0);
         key_other_.assign(n, kNone);
-        heap_.clear();
+        queue_.clear();
         std::fill(first_, first_ + kBuckets, kNone);
         std::fill(count_, count_ + kBuckets, 0u);
         for (size_t p = 0; p < n; p++) {
@@ -110,9 +106,8 @@ private:
                 if (w < 0 || !owns(uint32_t(p), list.ids[s])) continue;
                 consider(uint32_t(p), list.ids[s], w, list.edges()[s]);
             }
-            if (key_[p] >= 0) heap_.push_back({key_[p], key_edge_[p], uint32_t(p)});
+            if (key_[p] >= 0) push(uint32_t(p));
         }
-        std::make_heap(heap_.begin(), heap_.end());
     }
 
     const float* reduced(uint32_t c) const { return &reduced_[size_t(c) * stride_]; }
@@ -167,10 +162,7 @@ private:
         return true;
     }
 
-    void push(uint32_t c) {
-        heap_.push_back({key_[c], key_edge_[c], c});
-        std::push_heap(heap_.begin(), heap_.end());
-    }
+    void push(uint32_t c) { queue_.push({key_[c], key_edge_[c], c}); }
 
     void offer(uint32_t c, uint32_t h, float w, uint32_t e) {
         if (!owns(c, h)) std::swap(c, h);

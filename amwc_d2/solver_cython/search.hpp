@@ -342,7 +342,7 @@ private:
         }
         for (uint32_t p : region_) push(p);
         settle();
-        if (change_ > -epsilon_) {
+        if (!(change_ < -epsilon_)) {
             for (size_t i = journal_.size(); i-- > 0;) shift(journal_[i].node, journal_[i].from);
         }
         journal_.clear();

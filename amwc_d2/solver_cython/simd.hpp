@@ -35,6 +35,12 @@ inline Int4 select(Int4 mask, Int4 a, Int4 b) { return (mask & a) | (~mask & b);
 inline Float4 keep(Int4 mask, Float4 a) { return (Float4)(mask & (Int4)a); }
 inline Float4 drop(Int4 mask, Float4 a) { return (Float4)(~mask & (Int4)a); }
 
+inline bool any(Int4 mask) {
+    uint64_t words[2];
+    std::memcpy(words, &mask, sizeof mask);
+    return words[0] | words[1];
+}
+
 // low += the first two lanes of v, high += the last two.
 inline void widen_add(Float4 v, Double2& low, Double2& high) {
     Float2 half[2];
