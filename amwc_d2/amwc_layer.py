@@ -54,7 +54,7 @@ class SolverSettings:
         lambda_scale: factor of ``lambda_range``; not kept in checkpoints, it settles again.
         generator: draws lambda and noise; the global one if None.
         seconds: filled in: wall time of the last "forward" and "backward" solve.
-        flip_rate: filled in: share of cells that the perturbation moved.
+        flip_rate: filled in: share of cells that the perturbation moved (``estimate``).
     """
 
     distances: tuple[int, ...]

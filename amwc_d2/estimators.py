@@ -88,11 +88,6 @@ class LiftedProblem:
         """Class, segment and lambda factor of every cell."""
         return self.classes[found], found, self.label_scale(settings)[found]
 
-    @staticmethod
-    def moved(before, after) -> np.ndarray:
-        """Bool (H, W): cells with another label."""
-        return before != after
-
 
 @dataclass
 class AMWCProblem:
@@ -125,11 +120,6 @@ class AMWCProblem:
         """Class, segment and lambda factor of every cell."""
         classes, segments = found
         return classes, segments, np.ones(classes.shape, np.float32)
-
-    @staticmethod
-    def moved(before, after) -> np.ndarray:
-        """Bool (H, W): cells with another class."""
-        return before[0] != after[0]
 
 
 def _noisy(node_costs, edge_costs, point, settings):
@@ -177,7 +167,8 @@ def draw_samples(count: int, settings) -> list[list[tuple[Point | None, Point]]]
 def estimate(problems, num_classes: int, settings) -> list[tuple[Tensor, Tensor]]:
     """The gradients of all images; solves their problems, all independent, on threads.
 
-    Sets ``settings.flip_rate``, the share of cells that the perturbation moved, and steers
+    Sets ``settings.flip_rate``, the share of cells where the perturbation changed the class or the
+    cut of an edge of the first distance (another label of the same class is no change), and steers
     ``settings.lambda_scale`` towards ``settings.target_flip_rate`` where there is one.
 
     Args:
@@ -212,9 +203,9 @@ def estimate(problems, num_classes: int, settings) -> list[tuple[Tensor, Tensor]
             width = perturbed.lam - (reference.lam if reference else 0.0)
             node_gradient += node_change / (width * settings.num_lambdas)
             edge_gradient += edge_change / (width * settings.num_lambdas)
-            changed = problem.moved(before, after)
+            changed = (node_change != 0).any(0) | (edge_change[0] != 0).any(0)
             moved += int(changed.sum())
-            cells += changed.size
+            cells += changed.numel()
         gradients.append((node_gradient, edge_gradient))
     settings.flip_rate = moved / max(cells, 1)
     if settings.target_flip_rate:
