@@ -132,6 +132,13 @@ def test_tool_on_a_random_network(tool, repository, toy_root, tmp_path):
     assert set(results["alignment"]) == {"warm_start", "same_solver, noise", "literal"}
 
 
+def test_missing_weights_are_named(tool, repository, toy_root):
+    config = repository / "configs/Toy-PanopticSegmentation/amwc_R18_e2e.yaml"
+    command = ["--config-file", str(config), "--opts", "MODEL.WEIGHTS", "nowhere.pth"]
+    with pytest.raises(FileNotFoundError, match=r"MODEL.WEIGHTS 'nowhere.pth' is not there"):
+        tool.main(tool.get_parser().parse_args(command))
+
+
 def test_directions_move_costs_by_one(tool):
     """A unit step changes the costs that it touches by 1, root mean square."""
     import network_outputs

@@ -61,8 +61,14 @@ def load_model(cfg):
     Raises:
         FileNotFoundError: the weights are a local file that is not there.
     """
+    weights = cfg.MODEL.WEIGHTS
+    if weights and "://" not in weights and not Path(weights).is_file():
+        raise FileNotFoundError(
+            f"MODEL.WEIGHTS '{weights}' is not there. Train stage 1 first (tools/train_net.py), or "
+            "give MODEL.WEIGHTS another checkpoint."
+        )
     model = build_model(cfg)
-    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    DetectionCheckpointer(model).load(weights)
     return model
 
 
