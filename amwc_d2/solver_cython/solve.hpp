@@ -132,11 +132,15 @@ public:
         l.class_of.resize(g.K);
         home_.resize(g.K);
         for (int k = 0; k < g.K; k++) l.class_of[k] = home_[k] = k;
-        // To a fixed point, so that the result is its own warm start.
-        for (int round = 0; round < 64; round++) {
+        // A cold solve repeats until nothing changes, so that its result is its own warm start.
+        for (int round = 0; round < (init ? 1 : 64); round++) {
             start_moves(g, l);
-            size_t changes = moves_.first_sweep(g) + moves_.run(g, 64);
-            changes += pieces_.run(g, l, moves_);
+            size_t changes = moves_.first_sweep(g);
+            for (size_t moved = 1; moved && changes < 64 * g.pixels();) {
+                changes += moves_.run(g, 64);
+                moved = pieces_.run(g, l, moves_);
+                changes += moved;
+            }
             if (!changes) break;
         }
         std::copy(z, z + g.pixels(), segments);
