@@ -196,6 +196,7 @@ def calibrate(cfg, model, samples, rounds: int = 4) -> list[dict]:
 
 def main(args):
     setup_logger(name="amwc_d2")
+    started_at = commit()  # files may change while this runs
     cfg = load_config(args.config_file, args.opts)
     model = load_model(cfg)
     samples = pick_images(args.dataset or cfg.DATASETS.TRAIN[0], args.num_images)
@@ -211,7 +212,7 @@ def main(args):
         results = {
             "config": args.config_file,
             "opts": args.opts,
-            "commit": commit(),
+            "commit": started_at,
             "images": len(samples),
             "history": history,
             "costs": fitted,

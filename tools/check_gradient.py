@@ -164,6 +164,7 @@ def cosine(a, b) -> float:
 
 def main(args):
     setup_logger(name="amwc_d2")
+    started_at = commit()  # files may change while this runs
     cfg = load_config(args.config_file, args.opts)
     model = load_model(cfg)
     samples = pick_images(cfg.DATASETS.TRAIN[0], args.num_images)
@@ -180,7 +181,7 @@ def main(args):
     results = {
         "config": args.config_file,
         "opts": args.opts,
-        "commit": commit(),
+        "commit": started_at,
         "images": len(outputs),
         "batch": args.batch,
         "step": args.step,

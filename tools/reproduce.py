@@ -91,6 +91,7 @@ class Experiment:
 
     def __init__(self, args):
         self.args = args
+        self.commit = commit()  # files may change while this runs
         self.recipe = RECIPES[args.dataset]
         self.folder = args.output or Path("output/reproduce") / args.dataset
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -191,7 +192,7 @@ class Experiment:
             "row": row,
             "seed": seed,
             "options": list(options),
-            "commit": commit(),
+            "commit": self.commit,
             "dataset": self.test,
             "metrics": {f"{task}/{k}": None if np.isnan(v) else v
                         for task, values in results.items()
@@ -259,7 +260,7 @@ class Experiment:
             "test_images": len(images),
             "search": self.args.search,
             "quick": self.args.quick,
-            "commit": commit(),
+            "commit": self.commit,
             "config": cfg.dump(),
             "ceiling": {k: ceiling["panoptic_seg"][k] for k in ("PQ", "PQ_th", "PQ_st")},
             "runs": runs,
