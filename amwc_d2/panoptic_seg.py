@@ -262,7 +262,7 @@ class AMWCPanoptic(nn.Module):
             losses = self.end_to_end_loss(batched_inputs, images, class_logits, affinity_logits)
             solver_seconds = self.solver.seconds["forward"]
         others = seconds["time/network"] + solver_seconds
-        seconds["time/loss"] = time.perf_counter() - start - others
+        seconds["time/criterion"] = time.perf_counter() - start - others
         get_event_storage().put_scalars(**seconds)
         return losses
 

@@ -16,7 +16,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._amwc import Arena, all_finite, bound, bound_graph, objective
+try:
+    from ._amwc import Arena, all_finite, bound, bound_graph, objective
+except ModuleNotFoundError as error:
+    raise ImportError(
+        "the solver of amwc_d2 is not compiled for this Python. Run 'pip install -e .' in the "
+        "repository; it needs a C++ compiler (gcc or clang)."
+    ) from error
 
 __all__ = [
     "Solution",
