@@ -28,6 +28,7 @@ def test_both_stages_table_and_panels(repository, toy_root, tmp_path):
     assert [row[0] for row in rows[2:]] == [
         "stage 1 (amwc_R18)", "stage 2 (amwc_R18_e2e)", "grid ceiling",
     ]  # fmt: skip
+    assert all(0 < float(row[6]) <= 100 for row in rows[2:]), "mIoU"
     ceiling = float(rows[-1][1])
     assert all(0 <= float(row[1]) <= ceiling for row in rows[2:])
     assert 60 < ceiling < 100

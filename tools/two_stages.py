@@ -77,11 +77,10 @@ def train(config, folder, opts):
 
 def table_row(name, results, minutes=None):
     panoptic, amwc = results["panoptic_seg"], results.get("amwc", {})
-    miou = results.get("sem_seg", {}).get("mIoU")
     return [
         name,
         *(panoptic[column] for column in COLUMNS),
-        miou,
+        amwc.get("mIoU"),
         amwc.get("solver_seconds"),
         minutes,
     ]
