@@ -65,13 +65,13 @@ def test_benchmark_and_pictures(repository, tmp_path):
     assert rows["best"]["objective"] <= rows["fast"]["objective"] + 1e-3
     assert rows["greedy"]["removed"] == 0 and rows["fast"]["gap"] >= 0
     page = tmp_path / "solver.md"
-    page.write_text("before\n<!-- figures -->\nold\n<!-- end of figures -->\nafter\n")
+    page.write_text("before\n<!-- figures -->\nstale\n<!-- end of figures -->\nafter\n")
     draw = [sys.executable, "tools/plot_solver.py", figures, "--output", tmp_path]
     subprocess.run(draw, cwd=repository, check=True, capture_output=True)
     for name in ("example", "scaling", "tradeoff"):
         assert (tmp_path / f"solver_{name}.png").stat().st_size < 150_000
     text = page.read_text()
-    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert text.startswith("before\n") and text.endswith("after\n") and "stale" not in text
     assert f"| {rows['fast']['objective']:.1f} |" in text
 
 
