@@ -20,7 +20,7 @@ test: env
 
 lint: env
 	$(ENV)/bin/ruff check . && $(ENV)/bin/ruff format --check . && \
-	$(ENV)/bin/cython-lint amwc_d2/solver_cython/_amwc.pyx
+	PATH=$(ENV)/bin:$$PATH cython-lint amwc_d2/solver_cython/_amwc.pyx
 
 demo: env
 	$(PY) tools/two_stages.py configs/Toy-PanopticSegmentation/demo_R18.yaml

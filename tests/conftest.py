@@ -7,6 +7,7 @@ import. Subprocesses inherit it.
 import contextlib
 import io
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -22,6 +23,14 @@ os.environ["DETECTRON2_DATASETS"] = str(DATASETS)
 for _name in ("coco", "dsb2018"):
     if (SHARED_DATA / _name).is_dir():
         (DATASETS / _name).symlink_to(SHARED_DATA / _name, target_is_directory=True)
+
+
+@pytest.fixture
+def ctrl_c():
+    """SIGINT raises KeyboardInterrupt, as at a prompt; parallel test workers ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -122,7 +122,7 @@ def test_bad_input():
         lower_bound_graph(np.zeros((2, 1), np.float32), [[0, 2]], np.zeros(1, np.float32), [True])
 
 
-def test_interrupt():
+def test_interrupt(ctrl_c):
     """Ctrl-C ends a long search instead of waiting for it."""
     rng = np.random.default_rng(27)
     node_costs = rng.normal(size=(8, 128, 128)).astype(np.float32)

@@ -13,7 +13,16 @@ import amwc_d2
 
 SOLVER_MAY_IMPORT = {"numpy"}
 CORE_MAY_IMPORT = {"numpy", "scipy", "torch"}
-CORE = {"edges", "costs", "amwc_layer", "pq_loss", "affinity_loss", "end_to_end_loss"}
+CORE = {
+    "affinity_loss",
+    "amwc_layer",
+    "costs",
+    "edges",
+    "end_to_end_loss",
+    "estimators",
+    "label_losses",
+    "pq_loss",
+}
 
 
 def imported_modules(path):

@@ -192,7 +192,7 @@ def test_batch_error_names_the_image(num_threads):
 
 
 @pytest.mark.parametrize("method", ["greedy", "best"])
-def test_ctrl_c_ends_a_long_solve(method):
+def test_ctrl_c_ends_a_long_solve(method, ctrl_c):
     rng = np.random.default_rng(0)
     node = rng.normal(size=(8, 300, 400)).astype(np.float32)
     edge = rng.normal(size=(4, 2, 300, 400)).astype(np.float32)

@@ -122,4 +122,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    main(get_parser().parse_args())
+    main(get_parser().parse_intermixed_args())
