@@ -59,6 +59,29 @@ public:
     }
 
 private:
+    // Lowest, second lowest and largest of a row of costs.
+    struct Extremes {
+        Float4 low = splat(INFINITY), next = low, high = -low;
+        void add(Float4 v) {
+            next = lower(next, higher(low, v));
+            low = lower(low, v);
+            high = higher(high, v);
+        }
+        void add_first(float v) {
+            next[0] = std::min(next[0], std::max(low[0], v));
+            low[0] = std::min(low[0], v);
+            high[0] = std::max(high[0], v);
+        }
+        void combine(float& lowest, float& second, float& largest) const {
+            lowest = second = INFINITY, largest = -INFINITY;
+            for (int i = 0; i < 4; i++) {
+                second = std::min(std::min(second, next[i]), std::max(lowest, low[i]));
+                lowest = std::min(lowest, low[i]);
+                largest = std::max(largest, high[i]);
+            }
+        }
+    };
+
     static constexpr float kNever = -1.0f;  // below every similarity that counts
     static constexpr uint32_t kNone = Adjacency::kNone;
     static constexpr int kBuckets = 256;  // exponents of a float
@@ -78,9 +101,7 @@ private:
         const size_t n = costs.pixels();
         K_ = costs.K;
         stride_ = (K_ + 3) / 4 * 4;
-        reduced_.assign(n * stride_, 1e30f);
-        for (int k = 0; k < K_; k++)
-            for (size_t p = 0; p < n; p++) reduced_[p * stride_ + k] = costs.cost(uint32_t(p), k);
+        reduced_.resize(n * stride_);
         parent.resize(n);
         label.resize(n);
         margin_.resize(n);
@@ -93,11 +114,11 @@ private:
         queue_.clear();
         std::fill(first_, first_ + kBuckets, kNone);
         std::fill(count_, count_ + kBuckets, 0u);
-        for (size_t p = 0; p < n; p++) {
+        costs.for_each_row_of_nodes(reduced_.data(), stride_, [this](size_t p) {
             parent[p] = uint32_t(p);
             reduce(uint32_t(p));
             link(uint32_t(p));
-        }
+        });
         adjacency_.build(costs);
         for (size_t p = 0; p < n; p++) {
             const auto& list = adjacency_.lists[p];
@@ -115,19 +136,40 @@ private:
     // Makes the lowest cost of c zero; label, margin and largest reduced cost follow.
     void reduce(uint32_t c) {
         float* r = &reduced_[size_t(c) * stride_];
-        float best = r[0];
-        int x = 0;
-        for (int k = 1; k < K_; k++)
-            if (r[k] < best) best = r[k], x = k;
-        float margin = INFINITY, heaviest = 0;
-        for (int k = 0; k < K_; k++) {
-            r[k] -= best;
-            heaviest = std::max(heaviest, r[k]);
-            if (k != x) margin = std::min(margin, r[k]);
+        Extremes e;
+        int k = 0;
+        for (; k + 4 <= K_; k += 4) e.add(load(r + k));
+        for (; k < K_; k++) e.add_first(r[k]);
+        float best, second, largest;
+        e.combine(best, second, largest);
+        label[c] = int32_t(std::find(r, r + K_, best) - r);
+        const Float4 all = splat(best);
+        for (k = 0; k + 4 <= K_; k += 4) store(r + k, load(r + k) - all);
+        for (; k < K_; k++) r[k] -= best;
+        margin_[c] = second - best;
+        heaviest_[c] = largest - best;
+    }
+
+    // Adds the reduced costs of j to those of i.
+    void add(uint32_t i, uint32_t j) {
+        float* ri = &reduced_[size_t(i) * stride_];
+        const float* rj = reduced(j);
+        if (label[i] != label[j]) {
+            for (int k = 0; k < K_; k++) ri[k] += rj[k];
+            reduce(i);
+            return;
         }
-        label[c] = x;
-        margin_[c] = margin;
-        heaviest_[c] = heaviest;
+        // The class both like best stays at zero: no other pass is needed.
+        Extremes e;
+        int k = 0;
+        for (; k + 4 <= K_; k += 4) {
+            const Float4 v = load(ri + k) + load(rj + k);
+            store(ri + k, v);
+            e.add(v);
+        }
+        for (; k < K_; k++) e.add_first(ri[k] += rj[k]);
+        float best;
+        e.combine(best, margin_[i], heaviest_[i]);
     }
 
     float penalty(uint32_t i, uint32_t j) const {
@@ -136,14 +178,11 @@ private:
         const float *ri = reduced(i), *rj = reduced(j);
         if (rj[xi] <= margin_[i]) return rj[xi];
         if (ri[xj] <= margin_[j]) return ri[xj];
-        float m0 = INFINITY, m1 = INFINITY, m2 = INFINITY, m3 = INFINITY;
-        for (int k = 0; k < stride_; k += 4) {
-            m0 = std::min(m0, ri[k] + rj[k]);
-            m1 = std::min(m1, ri[k + 1] + rj[k + 1]);
-            m2 = std::min(m2, ri[k + 2] + rj[k + 2]);
-            m3 = std::min(m3, ri[k + 3] + rj[k + 3]);
-        }
-        return std::min(std::min(m0, m1), std::min(m2, m3));
+        Float4 low = splat(INFINITY);
+        int k = 0;
+        for (; k + 4 <= K_; k += 4) low = lower(low, load(ri + k) + load(rj + k));
+        for (; k < K_; k++) low[0] = std::min(low[0], ri[k] + rj[k]);
+        return std::min(std::min(low[0], low[1]), std::min(low[2], low[3]));
     }
 
     bool owns(uint32_t c, uint32_t h) const {
@@ -202,10 +241,7 @@ private:
         unlink(i);
         unlink(j);
         parent[j] = i;
-        float* ri = &reduced_[size_t(i) * stride_];
-        const float* rj = reduced(j);
-        for (int k = 0; k < K_; k++) ri[k] += rj[k];
-        reduce(i);
+        add(i, j);
         link(i);
         adjacency_.contract(i, j, touched_);
         key_[j] = kNever;

@@ -6,6 +6,7 @@
 //       lies outside the grid are never read.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -65,6 +66,23 @@ struct Grid {
         }
     }
 
+    // Writes the costs of every node to a row of out, then calls f(p); a block of rows at a time, so
+    // that it is still in the cache.
+    template <class F>
+    void for_each_row_of_nodes(float* out, size_t stride, F f) const {
+        constexpr size_t kBlock = 16;
+        const size_t n = pixels();
+        for (size_t start = 0; start < n; start += kBlock) {
+            const size_t count = std::min(kBlock, n - start);
+            float* row = out + start * stride;
+            for (int k = 0; k < K; k++) {
+                const float* cost = node + k * n + start;
+                for (size_t i = 0; i < count; i++) row[i * stride + k] = cost[i];
+            }
+            for (size_t i = 0; i < count; i++) f(start + i);
+        }
+    }
+
     size_t most_neighbours() const { return 4 * size_t(D); }
     float cost(uint32_t p, int k) const { return node[size_t(k) * pixels() + p]; }
 };
@@ -83,6 +101,14 @@ struct Graph {
     void for_each_edge(F f) const {
         for (size_t e = 0; e < E; e++)
             f(uint32_t(edges[2 * e]), uint32_t(edges[2 * e + 1]), weight[e], uint32_t(e));
+    }
+
+    template <class F>
+    void for_each_row_of_nodes(float* out, size_t stride, F f) const {
+        for (size_t p = 0; p < N; p++) {
+            std::copy_n(node + p * K, K, out + p * stride);
+            f(p);
+        }
     }
 
     float cost(uint32_t p, int k) const { return node[size_t(p) * K + k]; }

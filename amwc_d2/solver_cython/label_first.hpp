@@ -109,7 +109,13 @@ private:
         std::vector<float> node, weight;
         std::vector<uint32_t> from, to;
         size_t pixels() const { return N; }
-        float cost(uint32_t c, int k) const { return node[size_t(c) * K + k]; }
+        template <class F>
+        void for_each_row_of_nodes(float* out, size_t stride, F f) const {
+            for (size_t c = 0; c < N; c++) {
+                std::copy_n(&node[c * K], K, out + c * stride);
+                f(c);
+            }
+        }
         template <class F>
         void for_each_edge(F f) const {
             for (size_t e = 0; e < from.size(); e++) f(from[e], to[e], weight[e], uint32_t(e));

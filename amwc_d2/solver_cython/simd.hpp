@@ -32,6 +32,8 @@ inline Float4 select(Int4 mask, Float4 a, Float4 b) {
     return (Float4)((mask & (Int4)a) | (~mask & (Int4)b));
 }
 inline Int4 select(Int4 mask, Int4 a, Int4 b) { return (mask & a) | (~mask & b); }
+inline Float4 lower(Float4 a, Float4 b) { return a < b ? a : b; }
+inline Float4 higher(Float4 a, Float4 b) { return a > b ? a : b; }
 inline Float4 keep(Int4 mask, Float4 a) { return (Float4)(mask & (Int4)a); }
 inline Float4 drop(Int4 mask, Float4 a) { return (Float4)(~mask & (Int4)a); }
 
