@@ -1,8 +1,8 @@
 // Neighbour lists of a graph under contraction.
 //
-// A cluster's list is three arrays in one block: neighbour ids, weights, edge indices (the lowest
-// original edge between the two clusters, which breaks ties). Short lists are searched linearly;
-// lists longer than kLinear also keep an open-addressing table id -> position.
+// A cluster's list is two arrays in one block: neighbour ids, and for each the weight and the lowest
+// original edge between the two clusters, which breaks ties. Short lists are searched without a
+// branch; lists longer than kShort also keep an open-addressing table id -> position.
 #pragma once
 
 #include <algorithm>
@@ -62,16 +62,19 @@ private:
 class Adjacency {
 public:
     static constexpr uint32_t kNone = 0xffffffffu;
-    static constexpr uint32_t kLinear = 24;
+    static constexpr uint32_t kShort = 24;
 
+    struct Link {
+        float weight;
+        uint32_t edge;
+    };
     struct List {
-        uint32_t* ids;     // then capacity weights, then capacity edge indices
-        uint32_t* table;   // pairs (id, position), or null
+        uint32_t* ids;    // then capacity links
+        uint32_t* table;  // pairs (id, position), or null
         uint32_t size, capacity;
         int8_t log2_block, log2_table;  // log2_block < 0: part of the initial block, not recycled
 
-        float* weights() const { return reinterpret_cast<float*>(ids + capacity); }
-        uint32_t* edges() const { return ids + 2 * size_t(capacity); }
+        Link* links() const { return reinterpret_cast<Link*>(ids + capacity); }
     };
 
     std::vector<List> lists;
@@ -87,32 +90,21 @@ public:
             lists[q].capacity++;
             half_edges += 2;
         });
-        uint32_t* block = pool_.bump(std::max<size_t>(3 * half_edges, 1));
+        uint32_t* block = pool_.bump(3 * half_edges + kShort);  // searches read past the end
         for (auto& list : lists) {
             list.ids = block;
             block += 3 * size_t(list.capacity);
         }
         costs.for_each_edge([&](uint32_t p, uint32_t q, float w, uint32_t e) {
-            put(lists[p], q, w, e);
-            put(lists[q], p, w, e);
+            put(lists[p], q, {w, e});
+            put(lists[q], p, {w, e});
         });
         for (auto& list : lists)
-            if (list.size > kLinear) make_table(list);
+            if (list.size > kShort) make_table(list);
     }
 
     uint32_t find(const List& list, uint32_t id) const {
-        if (!list.table) {
-            const Int4 wanted = splat(int32_t(id));
-            uint32_t p = 0;
-            for (; p + 8 <= list.size; p += 8) {
-                const Int4 a = load(reinterpret_cast<const int32_t*>(list.ids + p)) == wanted;
-                const Int4 b = load(reinterpret_cast<const int32_t*>(list.ids + p + 4)) == wanted;
-                if (any(a | b)) break;
-            }
-            for (; p < list.size; p++)
-                if (list.ids[p] == id) return p;
-            return kNone;
-        }
+        if (!list.table) return find_short(list, id);
         const uint32_t mask = (1u << list.log2_table) - 1;
         for (uint32_t s = slot(list, id);; s = (s + 1) & mask) {
             if (list.table[2 * s] == id) return list.table[2 * s + 1];
@@ -120,11 +112,12 @@ public:
         }
     }
 
-    uint32_t append(List& list, uint32_t id, float w, uint32_t e) {
+    uint32_t append(List& list, uint32_t id, Link link) {
         if (list.size == list.capacity) grow(list);
         const uint32_t p = list.size;
-        put(list, id, w, e);
+        put(list, id, link);
         if (list.table) table_insert(list, id, p);
+        else if (list.size > kShort) make_table(list);
         return p;
     }
 
@@ -133,8 +126,7 @@ public:
         if (list.table) table_erase(list, list.ids[position]);
         if (position == last) return;
         list.ids[position] = list.ids[last];
-        list.weights()[position] = list.weights()[last];
-        list.edges()[position] = list.edges()[last];
+        list.links()[position] = list.links()[last];
         if (list.table) list.table[2 * table_slot(list, list.ids[position]) + 1] = position;
     }
 
@@ -154,48 +146,63 @@ public:
     // Contracts j into i: parallel edges are summed, j loses all. touched = positions in i's list
     // of the neighbours that j brought or shared.
     void contract(uint32_t i, uint32_t j, std::vector<uint32_t>& touched) {
-        touched.clear();
         const uint32_t direct = find(lists[i], j);
         if (direct != kNone) remove(lists[i], direct);
         const List gone = lists[j];
+        touched.resize(gone.size);
+        // The lists of the neighbours are scattered over memory: fetch them while i's is searched.
         for (uint32_t s = 0; s < gone.size; s++) {
-            // The neighbours' lists are scattered over memory: fetch ahead.
-            if (s + 6 < gone.size) __builtin_prefetch(&lists[gone.ids[s + 6]]);
-            if (s + 3 < gone.size) {
-                const List& ahead = lists[gone.ids[s + 3]];
-                __builtin_prefetch(ahead.ids);
-                __builtin_prefetch(ahead.ids + 16);
-            }
+            __builtin_prefetch(&lists[gone.ids[s]]);
+            if (lists[i].table) __builtin_prefetch(&lists[i].table[2 * slot(lists[i], gone.ids[s])]);
+        }
+        for (uint32_t s = 0; s < gone.size; s++) {
+            const List& list = lists[gone.ids[s]];
+            __builtin_prefetch(list.ids);
+            __builtin_prefetch(list.ids + 16);
+            __builtin_prefetch(list.ids + list.capacity + 2 * list.size - 2);
+            touched[s] = find(lists[i], gone.ids[s]);
+            if (touched[s] != kNone) __builtin_prefetch(&lists[i].links()[touched[s]]);
+        }
+        uint32_t count = 0;
+        for (uint32_t s = 0; s < gone.size; s++) {
             const uint32_t h = gone.ids[s];
             if (h == i) continue;
-            float w = gone.weights()[s];
-            uint32_t e = gone.edges()[s];
-            const uint32_t back = find(lists[h], j);
-            uint32_t at = find(lists[i], h);
+            uint32_t at = touched[s];
             if (at == kNone) {
-                at = append(lists[i], h, w, e);
-                rename(lists[h], back, i);
+                rename(lists[h], find(lists[h], j), i);
+                at = append(lists[i], h, gone.links()[s]);
             } else {
-                w = lists[i].weights()[at] += w;
-                e = lists[i].edges()[at] = std::min(lists[i].edges()[at], e);
-                remove(lists[h], back);
-                const uint32_t mirror = find(lists[h], i);
-                lists[h].weights()[mirror] = w;
-                lists[h].edges()[mirror] = e;
+                Link& link = lists[i].links()[at];
+                link.weight += gone.links()[s].weight;
+                link.edge = std::min(link.edge, gone.links()[s].edge);
+                lists[h].links()[find(lists[h], i)] = link;
+                remove(lists[h], find(lists[h], j));
             }
-            touched.push_back(at);
+            touched[count++] = at;
         }
+        touched.resize(count);
         clear(lists[j]);
     }
 
 private:
     WordPool pool_;
 
-    static void put(List& list, uint32_t id, float w, uint32_t e) {
+    // The position of an id among the first kShort, all compared at once.
+    static uint32_t find_short(const List& list, uint32_t id) {
+        const Int4 wanted = splat(int32_t(id)), size = splat(int32_t(list.size));
+        Int4 position = {0, 1, 2, 3}, found = splat(0);
+        for (uint32_t p = 0; p < kShort; p += 4) {
+            const Int4 same = load(reinterpret_cast<const int32_t*>(list.ids + p)) == wanted;
+            found |= same & (position < size) & ~position;
+            position += 4;
+        }
+        return ~sideways_or(found);
+    }
+
+    static void put(List& list, uint32_t id, Link link) {
         const uint32_t p = list.size++;
         list.ids[p] = id;
-        list.weights()[p] = w;
-        list.edges()[p] = e;
+        list.links()[p] = link;
     }
 
     void release(List& list) {
@@ -208,12 +215,11 @@ private:
         while ((1u << log2) / 3 < 2 * list.capacity) log2++;
         List larger{pool_.take(log2), nullptr, 0, (1u << log2) / 3, int8_t(log2), -1};
         std::memcpy(larger.ids, list.ids, 4 * size_t(list.size));
-        std::memcpy(larger.weights(), list.weights(), 4 * size_t(list.size));
-        std::memcpy(larger.edges(), list.edges(), 4 * size_t(list.size));
+        std::memcpy(larger.links(), list.links(), sizeof(Link) * list.size);
         larger.size = list.size;
         release(list);
         list = larger;
-        if (list.capacity > kLinear) make_table(list);
+        if (list.size > kShort) make_table(list);
     }
 
     void make_table(List& list) {

@@ -207,7 +207,7 @@ private:
         double gain = l.epsilon;
         for (uint32_t s = 0; s < list.size; s++) {
             const uint32_t b = list.ids[s];
-            const double w = list.weights()[s];
+            const double w = list.links()[s].weight;
             double value;
             if (b < uint32_t(grid_->K)) {
                 if (w + saving_[a] <= gain) continue;
@@ -299,7 +299,7 @@ public:
             for (uint32_t c : order_) {
                 const auto& list = adjacency_.lists[c];
                 for (uint32_t s = 0; s < list.size; s++)
-                    if (choice_[list.ids[s]] >= 0) pull_[choice_[list.ids[s]]] += list.weights()[s];
+                    if (choice_[list.ids[s]] >= 0) pull_[choice_[list.ids[s]]] += list.links()[s].weight;
                 int32_t to = choice_[c];
                 double best = -std::numeric_limits<double>::infinity();
                 if (to >= 0) best = pull_[to] - node_[(c - K) * u + index_[to]] + l.epsilon;

@@ -36,16 +36,11 @@ public:
     template <class Costs, class Stop>
     void run(const Costs& costs, Stop interrupted) {
         setup(costs);
-        const auto live = [this](const Key& key) {
-            return key.t == key_[key.cluster] && key.edge == key_edge_[key.cluster];
-        };
-        Key top;
-        for (uint32_t step = 1; queue_.pop(top, live); step++) {
+        uint32_t c;
+        for (uint32_t step = 1; queue_.top(c); step++) {
             if (!(step & 0xffff)) interrupted();
-            if (!live(top)) continue;
-            const uint32_t c = top.cluster;
             const uint32_t h = key_other_[c];
-            if (confirmed(c, h, top)) {
+            if (confirmed(c, h)) {
                 merge(c, h);
             } else {
                 rescan(c);
@@ -82,16 +77,14 @@ private:
         }
     };
 
-    static constexpr float kNever = -1.0f;  // below every similarity that counts
     static constexpr uint32_t kNone = Adjacency::kNone;
     static constexpr int kBuckets = 256;  // exponents of a float
 
     int K_ = 0, stride_ = 0;
     std::vector<float> reduced_, margin_, heaviest_;
     Adjacency adjacency_;
-    BucketQueue queue_;
-    std::vector<float> key_;
-    std::vector<uint32_t> key_edge_, key_other_;
+    Tournament queue_;  // the best edge that each cluster answers for
+    std::vector<uint32_t> key_other_;
     std::vector<uint32_t> next_, previous_;  // bucket lists, intrusive
     uint32_t first_[kBuckets], count_[kBuckets];
     std::vector<uint32_t> touched_;
@@ -108,10 +101,8 @@ private:
         heaviest_.resize(n);
         next_.resize(n);
         previous_.resize(n);
-        key_.assign(n, kNever);
-        key_edge_.assign(n, 0);
-        key_other_.assign(n, kNone);
-        queue_.clear();
+        key_other_.resize(n);
+        queue_.reset(n);
         std::fill(first_, first_ + kBuckets, kNone);
         std::fill(count_, count_ + kBuckets, 0u);
         costs.for_each_row_of_nodes(reduced_.data(), stride_, [this](size_t p) {
@@ -123,11 +114,10 @@ private:
         for (size_t p = 0; p < n; p++) {
             const auto& list = adjacency_.lists[p];
             for (uint32_t s = 0; s < list.size; s++) {
-                const float w = list.weights()[s];
+                const float w = list.links()[s].weight;
                 if (w < 0 || !owns(uint32_t(p), list.ids[s])) continue;
-                consider(uint32_t(p), list.ids[s], w, list.edges()[s]);
+                offer(uint32_t(p), list.ids[s], w, list.links()[s].edge);
             }
-            if (key_[p] >= 0) push(uint32_t(p));
         }
     }
 
@@ -190,46 +180,50 @@ private:
         return a < b || (a == b && c < h);
     }
 
-    // Raises the key of c to edge (c, h) if that is better; true if it was.
-    bool consider(uint32_t c, uint32_t h, float w, uint32_t e) {
-        if (w < key_[c]) return false;
+    // Whether edge (c, h) is worth more than key; if so key becomes its key.
+    bool better(uint32_t c, uint32_t h, float w, uint32_t e, uint64_t& key) const {
+        if (Tournament::pack(w, e) <= key) return false;
         const float t = w - penalty(c, h);
-        if (t < 0 || t < key_[c] || (t == key_[c] && e >= key_edge_[c])) return false;
-        key_[c] = t;
-        key_edge_[c] = e;
-        key_other_[c] = h;
+        if (t < 0) return false;
+        const uint64_t offered = Tournament::pack(t, e);
+        if (offered <= key) return false;
+        key = offered;
         return true;
     }
 
-    void push(uint32_t c) { queue_.push({key_[c], key_edge_[c], c}); }
-
+    // Raises the key of the end that answers for an edge of weight w >= 0, if it is better.
     void offer(uint32_t c, uint32_t h, float w, uint32_t e) {
         if (!owns(c, h)) std::swap(c, h);
-        if (consider(c, h, w, e)) push(c);
+        uint64_t key = queue_.key(c);
+        if (!better(c, h, w, e, key)) return;
+        key_other_[c] = h;
+        queue_.raise(c, key);
     }
 
-    bool confirmed(uint32_t c, uint32_t h, const Key& top) {
+    // Whether the key of c is what its edge is worth now.
+    bool confirmed(uint32_t c, uint32_t h) const {
         if (parent[h] != h) return false;
         const auto& list = adjacency_.lists[c];
         const uint32_t s = adjacency_.find(list, h);
-        return s != kNone && list.edges()[s] == top.edge &&
-               list.weights()[s] - penalty(c, h) == top.t;
+        if (s == kNone) return false;
+        return Tournament::pack(list.links()[s].weight - penalty(c, h), list.links()[s].edge) ==
+               queue_.key(c);
     }
 
     void rescan(uint32_t c) {
-        key_[c] = kNever;
+        uint64_t key = Tournament::kNone;
         const auto& list = adjacency_.lists[c];
         for (uint32_t s = 0; s < list.size; s++) {
-            const float w = list.weights()[s];
+            const float w = list.links()[s].weight;
             if (w < 0) continue;
-            const uint32_t h = list.ids[s], e = list.edges()[s];
-            if (owns(c, h)) {
-                consider(c, h, w, e);
-            } else if (consider(h, c, w, e)) {
-                push(h);
+            const uint32_t h = list.ids[s], e = list.links()[s].edge;
+            if (!owns(c, h)) {
+                offer(h, c, w, e);
+            } else if (better(c, h, w, e, key)) {
+                key_other_[c] = h;
             }
         }
-        if (key_[c] >= 0) push(c);
+        queue_.set(c, key);
     }
 
     void merge(uint32_t a, uint32_t b) {
@@ -244,14 +238,14 @@ private:
         add(i, j);
         link(i);
         adjacency_.contract(i, j, touched_);
-        key_[j] = kNever;
+        queue_.set(j, Tournament::kNone);
         if (a == i) {
             rescan(i);  // the edge it answered with is gone
         } else {
             const auto& list = adjacency_.lists[i];
             for (uint32_t s : touched_)
-                if (list.weights()[s] >= 0)
-                    offer(i, list.ids[s], list.weights()[s], list.edges()[s]);
+                if (list.links()[s].weight >= 0)
+                    offer(i, list.ids[s], list.links()[s].weight, list.links()[s].edge);
         }
         if (!same) revisit(i, label[i] == old_label);
     }
@@ -264,16 +258,16 @@ private:
         for (int b = from; b < kBuckets; b++) heavy += count_[b];
         if (!same_label || heavy >= list.size) {
             for (uint32_t s = 0; s < list.size; s++)
-                if (list.weights()[s] >= 0 && heaviest_[list.ids[s]] > (same_label ? margin_[i] : -1))
-                    offer(i, list.ids[s], list.weights()[s], list.edges()[s]);
+                if (list.links()[s].weight >= 0 && heaviest_[list.ids[s]] > (same_label ? margin_[i] : -1))
+                    offer(i, list.ids[s], list.links()[s].weight, list.links()[s].edge);
             return;
         }
         for (int b = from; b < kBuckets; b++)
             for (uint32_t h = first_[b]; h != kNone; h = next_[h]) {
                 if (h == i) continue;
                 const uint32_t s = adjacency_.find(list, h);
-                if (s != kNone && list.weights()[s] >= 0)
-                    offer(i, h, list.weights()[s], list.edges()[s]);
+                if (s != kNone && list.links()[s].weight >= 0)
+                    offer(i, h, list.links()[s].weight, list.links()[s].edge);
             }
     }
 

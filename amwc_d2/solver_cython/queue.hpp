@@ -1,89 +1,93 @@
-// Largest first: a bucket queue of keys t >= 0 with a small heap for the bucket in work.
+// Largest first: one key a cluster, changed in place, in a tournament of 8.
 //
-// The top 16 bits of a non-negative float grow with it, so they name 32768 buckets. Keys of lower
-// buckets lie in unsorted lists and are dropped unread if they have become stale by the time
-// their bucket's turn comes; only the current bucket is a heap.
+// A key is a similarity t >= 0 and an edge, packed so that integers compare as wanted: larger t
+// first, then the lower edge. Every group of 8 keys (a cache line) sends its largest up a level.
+// A key that rises stops at the first group that holds a larger one, most often at once; after
+// other changes groups are looked at again until one has not changed.
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <vector>
 
 namespace amwc {
 
-struct Key {
-    float t;
-    uint32_t edge, cluster;
-    // Larger t first, then the lower edge.
-    bool operator<(const Key& o) const { return t < o.t || (t == o.t && edge > o.edge); }
-};
-
-class BucketQueue {
+class Tournament {
 public:
-    void clear() {
-        head_.assign(kBuckets, kNone);
-        nodes_.clear();
-        heap_.clear();
-        free_ = kNone;
-        current_ = kBuckets;
+    static constexpr uint64_t kNone = 0;  // below every key
+
+    static uint64_t pack(float t, uint32_t edge) {
+        t += 0.0f;  // -0 becomes 0
+        uint32_t bits;
+        std::memcpy(&bits, &t, sizeof bits);
+        return uint64_t(bits) << 32 | ~edge;
+    }
+    static float similarity(uint64_t key) {
+        const uint32_t bits = uint32_t(key >> 32);
+        float t;
+        std::memcpy(&t, &bits, sizeof t);
+        return t;
     }
 
-    void push(const Key& key) {
-        const uint32_t b = bucket(key.t);
-        if (b >= current_) {
-            heap_.push_back(key);
-            std::push_heap(heap_.begin(), heap_.end());
-            return;
-        }
-        uint32_t at = free_;
-        if (at != kNone) {
-            free_ = nodes_[at].next;
-            nodes_[at] = {key, head_[b]};
-        } else {
-            at = uint32_t(nodes_.size());
-            nodes_.push_back({key, head_[b]});
-        }
-        head_[b] = at;
+    void reset(size_t n) {
+        levels_ = 0;
+        size_t total = 0, begin[kLevels];
+        do {
+            n = (n + kGroup - 1) / kGroup * kGroup;
+            begin[levels_++] = total;
+            total += n;
+            n /= kGroup;
+        } while (n > 1);
+        keys_.assign(total + kGroup, kNone);
+        const size_t line = reinterpret_cast<uintptr_t>(keys_.data()) / sizeof(uint64_t) % kGroup;
+        for (int l = 0; l < levels_; l++) level_[l] = &keys_[(kGroup - line) % kGroup + begin[l]];
     }
 
-    // Takes the largest key; false when there is none. live(key) tells which keys still count.
-    template <class Live>
-    bool pop(Key& key, Live live) {
-        while (heap_.empty()) {
-            if (!current_) return false;
-            uint32_t at = head_[--current_];
-            while (at != kNone) {
-                Node& node = nodes_[at];
-                if (live(node.key)) heap_.push_back(node.key);
-                const uint32_t next = node.next;
-                node.next = free_;
-                free_ = at;
-                at = next;
-            }
-            std::make_heap(heap_.begin(), heap_.end());
+    uint64_t key(uint32_t c) const { return level_[0][c]; }
+
+    // Sets the key of c, which was lower.
+    void raise(uint32_t c, uint64_t key) {
+        level_[0][c] = key;
+        for (int l = 1; l < levels_; l++) {
+            c /= kGroup;
+            if (level_[l][c] >= key) break;
+            level_[l][c] = key;
         }
-        key = heap_.front();
-        std::pop_heap(heap_.begin(), heap_.end());
-        heap_.pop_back();
+    }
+
+    // Sets the key of c.
+    void set(uint32_t c, uint64_t key) {
+        level_[0][c] = key;
+        for (int l = 1; l < levels_; l++) {
+            c /= kGroup;
+            const uint64_t largest = best(&level_[l - 1][c * kGroup]);
+            if (level_[l][c] == largest) break;
+            level_[l][c] = largest;
+        }
+    }
+
+    // The cluster of the largest key; false when there is none.
+    bool top(uint32_t& c) const {
+        const uint64_t key = best(level_[levels_ - 1]);
+        if (key == kNone) return false;
+        c = 0;
+        for (int l = levels_ - 1; l >= 0; l--)
+            for (c *= kGroup; level_[l][c] != key;) c++;
         return true;
     }
 
 private:
-    static constexpr uint32_t kBuckets = 32768, kNone = 0xffffffffu;
-    struct Node {
-        Key key;
-        uint32_t next;
-    };
-    std::vector<uint32_t> head_;
-    std::vector<Node> nodes_;
-    std::vector<Key> heap_;
-    uint32_t free_ = kNone, current_ = kBuckets;
+    static constexpr int kGroup = 8, kLevels = 12;
+    std::vector<uint64_t> keys_;
+    uint64_t* level_[kLevels];
+    int levels_ = 0;
 
-    static uint32_t bucket(float t) {
-        uint32_t bits;
-        std::memcpy(&bits, &t, sizeof bits);
-        return (bits >> 16) & (kBuckets - 1);  // the mask is for -0.0
+    static uint64_t best(const uint64_t* group) {
+        uint64_t pair[4];
+        for (int i = 0; i < 4; i++) pair[i] = std::max(group[i], group[i + 4]);
+        return std::max(std::max(pair[0], pair[1]), std::max(pair[2], pair[3]));
     }
 };
 

@@ -43,6 +43,14 @@ inline bool any(Int4 mask) {
     return words[0] | words[1];
 }
 
+// The bits of all lanes together.
+inline uint32_t sideways_or(Int4 v) {
+    uint64_t words[2];
+    std::memcpy(words, &v, sizeof v);
+    words[0] |= words[1];
+    return uint32_t(words[0] | words[0] >> 32);
+}
+
 // low += the first two lanes of v, high += the last two.
 inline void widen_add(Float4 v, Double2& low, Double2& high) {
     Float2 half[2];
