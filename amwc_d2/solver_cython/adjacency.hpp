@@ -11,6 +11,7 @@
 #include <memory>
 #include <vector>
 
+#include "grid.hpp"
 #include "simd.hpp"
 
 namespace amwc {
@@ -78,6 +79,27 @@ public:
     };
 
     std::vector<List> lists;
+
+    // A grid is read once, pixel by pixel: in the order of the edges every list would be visited
+    // for every layer.
+    void build(const Grid& grid) {
+        const size_t n = grid.pixels();
+        pool_.reset();
+        uint32_t* block = pool_.bump(3 * n * grid.most_neighbours() + kShort);
+        lists.resize(n);
+        links_.resize(grid.most_neighbours());
+        for (uint32_t p = 0; p < n; p++) {
+            uint32_t degree = 0;
+            grid.for_each_arc(p, [&](uint32_t q, const float* w) {
+                block[degree] = q;
+                links_[degree++] = {*w, uint32_t(w - grid.edge)};
+            });
+            lists[p] = List{block, nullptr, degree, degree, -1, -1};
+            std::copy_n(links_.data(), degree, lists[p].links());
+            if (degree > kShort) make_table(lists[p]);
+            block += 3 * size_t(degree);
+        }
+    }
 
     template <class Costs>
     void build(const Costs& costs) {
@@ -186,6 +208,7 @@ public:
 
 private:
     WordPool pool_;
+    std::vector<Link> links_;
 
     // The position of an id among the first kShort, all compared at once.
     static uint32_t find_short(const List& list, uint32_t id) {

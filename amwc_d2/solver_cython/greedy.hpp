@@ -132,8 +132,10 @@ private:
         for (; k < K_; k++) e.add_first(r[k]);
         float best, second, largest;
         e.combine(best, second, largest);
-        label[c] = int32_t(std::find(r, r + K_, best) - r);
         const Float4 all = splat(best);
+        for (k = 0; k + 4 <= K_ && !any(load(r + k) == all);) k += 4;
+        while (k + 1 < K_ && r[k] != best) k++;
+        label[c] = k;
         for (k = 0; k + 4 <= K_; k += 4) store(r + k, load(r + k) - all);
         for (; k < K_; k++) r[k] -= best;
         margin_[c] = second - best;
@@ -184,7 +186,7 @@ private:
     bool better(uint32_t c, uint32_t h, float w, uint32_t e, uint64_t& key) const {
         if (Tournament::pack(w, e) <= key) return false;
         const float t = w - penalty(c, h);
-        if (t < 0) return false;
+        if (!(t >= 0)) return false;
         const uint64_t offered = Tournament::pack(t, e);
         if (offered <= key) return false;
         key = offered;
@@ -235,9 +237,10 @@ private:
         unlink(i);
         unlink(j);
         parent[j] = i;
+        prefetch(i, j);
+        adjacency_.contract(i, j, touched_);
         add(i, j);
         link(i);
-        adjacency_.contract(i, j, touched_);
         queue_.set(j, Tournament::kNone);
         if (a == i) {
             rescan(i);  // the edge it answered with is gone
@@ -248,6 +251,19 @@ private:
                     offer(i, list.ids[s], list.links()[s].weight, list.links()[s].edge);
         }
         if (!same) revisit(i, label[i] == old_label);
+    }
+
+    // What is needed after a contraction, asked for before it.
+    void prefetch(uint32_t i, uint32_t j) const {
+        for (int k = 0; k < K_; k += 16) {
+            __builtin_prefetch(reduced(i) + k);
+            __builtin_prefetch(reduced(j) + k);
+        }
+        const auto& list = adjacency_.lists[j];
+        for (uint32_t s = 0; s < list.size; s++) {
+            __builtin_prefetch(&label[list.ids[s]]);
+            queue_.prefetch(list.ids[s]);
+        }
     }
 
     // After a merge of different classes: neighbours whose similarity to i may have risen.

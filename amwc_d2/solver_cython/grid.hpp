@@ -52,17 +52,22 @@ struct Grid {
     // Calls f(q, weight) for every edge at p, in a fixed order.
     template <class F>
     void for_each_neighbour(uint32_t p, F f) const {
+        for_each_arc(p, [&](uint32_t q, const float* w) { f(q, *w); });
+    }
+
+    // The same with a pointer into the edge costs.
+    template <class F>
+    void for_each_arc(uint32_t p, F f) const {
         const int y = int(p / uint32_t(W)), x = int(p % uint32_t(W));
         const size_t n = pixels();
-        const float* right = edge;
-        for (int d = 0; d < D; d++, right += 2 * n) {
+        for (int d = 0; d < D; d++) {
             const int step = dist[d];
-            const float* down = right + n;
+            const float *right = layer(d, 0) + p, *down = right + n;
             const size_t shift = size_t(step) * W;
-            if (x >= step) f(p - step, right[p - step]);
-            if (x + step < W) f(p + step, right[p]);
-            if (y >= step) f(uint32_t(p - shift), down[p - shift]);
-            if (y + step < H) f(uint32_t(p + shift), down[p]);
+            if (x >= step) f(p - step, right - step);
+            if (x + step < W) f(p + step, right);
+            if (y >= step) f(uint32_t(p - shift), down - shift);
+            if (y + step < H) f(uint32_t(p + shift), down);
         }
     }
 
@@ -70,15 +75,19 @@ struct Grid {
     // that it is still in the cache.
     template <class F>
     void for_each_row_of_nodes(float* out, size_t stride, F f) const {
-        constexpr size_t kBlock = 16;
+        constexpr size_t kBlock = 32;
         const size_t n = pixels();
         for (size_t start = 0; start < n; start += kBlock) {
             const size_t count = std::min(kBlock, n - start);
             float* row = out + start * stride;
-            for (int k = 0; k < K; k++) {
-                const float* cost = node + k * n + start;
+            const float* cost = node + start;
+            int k = 0;
+            for (; k + 4 <= K; k += 4, cost += 4 * n)
+                for (size_t i = 0; i < count; i++)
+                    store(row + i * stride + k,
+                          Float4{cost[i], cost[n + i], cost[2 * n + i], cost[3 * n + i]});
+            for (; k < K; k++, cost += n)
                 for (size_t i = 0; i < count; i++) row[i * stride + k] = cost[i];
-            }
             for (size_t i = 0; i < count; i++) f(start + i);
         }
     }

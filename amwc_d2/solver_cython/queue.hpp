@@ -33,6 +33,7 @@ public:
 
     void reset(size_t n) {
         levels_ = 0;
+        n = std::max<size_t>(n, 1);
         size_t total = 0, begin[kLevels];
         do {
             n = (n + kGroup - 1) / kGroup * kGroup;
@@ -46,6 +47,8 @@ public:
     }
 
     uint64_t key(uint32_t c) const { return level_[0][c]; }
+
+    void prefetch(uint32_t c) const { __builtin_prefetch(&level_[0][c]); }
 
     // Sets the key of c, which was lower.
     void raise(uint32_t c, uint64_t key) {
