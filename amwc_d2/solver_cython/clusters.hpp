@@ -89,6 +89,7 @@ public:
         saving_.assign(n, 0.0);
         heap_.clear();
         size_t changes = 0;
+        classes_in_use(l);
         for (uint32_t c = 0; c < n; c++) {
             into_[c] = last_[c] = c;
             sums_[c].clear();
@@ -141,14 +142,24 @@ private:
     std::vector<std::vector<ClassSum>> sums_;
     std::vector<double> own_, saving_;  // cost of the cluster's class; what free choice would save
     std::vector<Offer> heap_;
+    std::vector<int32_t> used_;  // classes of things
 
     uint32_t find(uint32_t c) {
         while (into_[c] != c) c = into_[c] = into_[into_[c]];
         return c;
     }
 
+    void classes_in_use(const Labelling& l) {
+        votes_.resize(grid_->K);
+        votes_.clear();
+        for (size_t c = size_t(grid_->K); c < graph_.size.size(); c++)
+            if (graph_.size[c]) votes_.add(l.class_of[c], 1);
+        used_.assign(votes_.begin(), votes_.end());
+        std::sort(used_.begin(), used_.end());
+    }
+
     // Costs of a cluster; it takes the class that most of its pixels like best if that is cheaper,
-    // and any class if it is tiny.
+    // and any class that some thing has if it is tiny.
     bool measure(Labelling& l, uint32_t c, NodeMoves& moves) {
         votes_.resize(grid_->K);
         votes_.clear();
@@ -170,8 +181,7 @@ private:
         };
         if (popular != k) consider(popular);
         if (graph_.size[c] <= kTiny)  // no majority worth the name
-            for (int32_t other = 0; other < grid_->K; other++)
-                if (l.thing[other]) consider(other);
+            for (int32_t other : used_) consider(other);
         const bool changed = k != before;
         for (uint32_t s = graph_.begin[c]; changed && s < graph_.begin[c] + graph_.size[c]; s++)
             moves.wake(graph_.members[s]);

@@ -55,7 +55,23 @@ struct Grid {
         for_each_arc(p, [&](uint32_t q, const float* w) { f(q, *w); });
     }
 
-    // The same with a pointer into the edge costs.
+    // The same for the edges to the right and down only, and short ones (below limit) up and left.
+    template <class F>
+    void for_each_forward(uint32_t p, int limit, F f) const {
+        const int y = int(p / uint32_t(W)), x = int(p % uint32_t(W));
+        const size_t n = pixels();
+        for (int d = 0; d < D; d++) {
+            const int step = dist[d];
+            const float *right = layer(d, 0) + p, *down = right + n;
+            const size_t shift = size_t(step) * W;
+            if (step < limit && x >= step) f(p - step, right[-step]);
+            if (x + step < W) f(p + step, *right);
+            if (step < limit && y >= step) f(uint32_t(p - shift), *(down - shift));
+            if (y + step < H) f(uint32_t(p + shift), *down);
+        }
+    }
+
+    // for_each_neighbour with a pointer into the edge costs.
     template <class F>
     void for_each_arc(uint32_t p, F f) const {
         const int y = int(p / uint32_t(W)), x = int(p % uint32_t(W));

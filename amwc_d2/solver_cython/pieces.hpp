@@ -100,37 +100,51 @@ private:
             for (uint32_t i = 0; i < runs_[r].length; i++) f(runs_[r].start + i);
     }
 
+    // Sum of a piece's costs of class k, kept while the piece is evaluated.
+    double node_cost(const Grid& g, uint32_t piece, int32_t k) {
+        if (node_.size() < size_t(g.K)) node_.resize(g.K);
+        if (std::find(classes_.begin(), classes_.end(), k) == classes_.end()) {
+            classes_.push_back(k);
+            node_[k] = 0;
+            for_each_pixel(piece, [&](uint32_t p) { node_[k] += g.cost(p, k); });
+        }
+        return node_[k];
+    }
+
     bool evaluate(const Grid& g, Labelling& l, NodeMoves& moves, uint32_t piece) {
         sums_.resize(l.class_of.size());
         sums_.clear();
         votes_.resize(g.K);
         votes_.clear();
+        const int32_t from = l.z[runs_[piece].start], own = l.class_of[from];
+        double lowest = 0, stay = 0;
         for_each_pixel(piece, [&](uint32_t p) {
             votes_.add(l.cheapest[p], 1);
+            lowest += g.cost(p, l.cheapest[p]);
+            stay -= g.cost(p, own);
             g.for_each_neighbour(p, [&](uint32_t q, float w) {
                 if (piece_[q] != piece) sums_.add(l.z[q], w);
             });
         });
-        const int32_t from = l.z[runs_[piece].start];
         for (int32_t k : votes_)
             if (!l.thing[k]) sums_.add(k, 0);
-        for (int32_t c : sums_) votes_.add(l.class_of[c], 0);
-        votes_.add(l.class_of[from], 0);
-        if (node_.size() < size_t(g.K)) node_.resize(g.K);
-        for (int32_t k : votes_) {
-            double sum = 0;
-            for_each_pixel(piece, [&](uint32_t p) { sum += g.cost(p, k); });
-            node_[k] = sum;
-        }
-        const double stay = sums_[from] - node_[l.class_of[from]];
+        stay += sums_[from];
         double best = stay + l.epsilon;
         int32_t to = from, fresh = -1;
+        classes_.clear();
+        // Sums of node costs are at least lowest: most moves are settled without theirs.
         for (int32_t c : sums_) {
-            const double value = sums_[c] - node_[l.class_of[c]];
+            if (c == from || !(sums_[c] - lowest > best)) continue;
+            const double value = sums_[c] - node_cost(g, piece, l.class_of[c]);
             if (value > best) best = value, to = c;
         }
-        for (int32_t k : votes_)
-            if (l.thing[k] && -node_[k] > best) best = -node_[k], fresh = k;
+        for (int32_t c : sums_) votes_.add(l.class_of[c], 0);
+        votes_.add(own, 0);
+        for (int32_t k : votes_) {
+            if (!l.thing[k] || !(-lowest > best)) continue;
+            const double value = -node_cost(g, piece, k);
+            if (value > best) best = value, fresh = k;
+        }
         if (fresh >= 0) {
             to = int32_t(l.class_of.size());
             l.class_of.push_back(fresh);
