@@ -123,7 +123,7 @@ private:
             lowest += g.cost(p, l.cheapest[p]);
             stay -= g.cost(p, own);
             g.for_each_neighbour(p, [&](uint32_t q, float w) {
-                if (piece_[q] != piece) sums_.add(l.z[q], w);
+                if (l.z[q] != from || piece_[q] != piece) sums_.add(l.z[q], w);
             });
         });
         for (int32_t k : votes_)

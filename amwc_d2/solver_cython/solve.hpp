@@ -65,7 +65,10 @@ public:
         moves_.first_sweep(g);
         moves_.run(g, 32);
         if (pieces_.run(g, l, moves_)) moves_.run(g, 32);
-        if (joins_.run(g, l, moves_)) moves_.run(g, 32);
+        if (joins_.run(g, l, moves_)) {
+            moves_.run(g, 32);
+            if (pieces_.run(g, l, moves_)) moves_.run(g, 32);
+        }
         const size_t n = g.pixels();
         for (size_t p = 0; p < n; p++) classes[p] = l.class_of[z[p]];
         canonical(z, n, l.class_of.size(), scratch_);
