@@ -80,6 +80,7 @@ class AMWCPanoptic(nn.Module):
         trained_layers: str = "classifiers",
         learn_cost_scales: bool = False,
         cross_entropy_weight: float = 0.0,
+        bfloat16: bool = False,
         thing_area: int = 200,
         stuff_area: int = 2048,
     ):
@@ -101,6 +102,7 @@ class AMWCPanoptic(nn.Module):
                 decoders), "decoders" (those too) or "all".
             learn_cost_scales: train the scales and offsets of ``costs`` in stage 2.
             cross_entropy_weight: weight that stage 1's losses have in stage 2.
+            bfloat16: train the network in that precision; losses, costs and solver in float32.
             thing_area, stuff_area: smaller segments become void, in pixels of the image.
 
         Raises:
@@ -128,11 +130,14 @@ class AMWCPanoptic(nn.Module):
         self.affinity_top_k = affinity_top_k
         self.stage = stage
         self.cross_entropy_weight = cross_entropy_weight
+        self.bfloat16 = bfloat16
         self.thing_area = thing_area
         self.stuff_area = stuff_area
 
         for p in self.costs.parameters():
             p.requires_grad = stage == "end_to_end" and learn_cost_scales
+        if bfloat16:
+            self.to(memory_format=torch.channels_last)
         if stage == "end_to_end" and trained_layers != "all":
             self._freeze_all_but(trained_layers)
 
@@ -191,6 +196,7 @@ class AMWCPanoptic(nn.Module):
             "trained_layers": amwc.TRAINED_LAYERS,
             "learn_cost_scales": amwc.LEARN_COST_SCALES,
             "cross_entropy_weight": amwc.CROSS_ENTROPY_LOSS.WEIGHT,
+            "bfloat16": amwc.BFLOAT16,
             "thing_area": amwc.THING_AREA,
             "stuff_area": amwc.STUFF_AREA,
         }
@@ -251,7 +257,7 @@ class AMWCPanoptic(nn.Module):
             return self.label(batched_inputs, self.predict(batched_inputs))
         start = time.perf_counter()
         images = self.preprocess(batched_inputs)
-        class_logits, affinity_logits = self.logits(images.tensor)
+        class_logits, affinity_logits = self.training_logits(images.tensor)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # reading the losses would wait for it as well
         seconds = {"time/network": time.perf_counter() - start}
@@ -294,6 +300,14 @@ class AMWCPanoptic(nn.Module):
         features = self.backbone(images)
         class_logits = self.sem_seg_head.layers(features)
         return class_logits, self.ins_embed_head(features, class_logits)
+
+    def training_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """``logits`` in float32, with ``bfloat16`` computed in that precision, channels last."""
+        if not self.bfloat16:
+            return self.logits(images)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            class_logits, affinity = self.logits(images.to(memory_format=torch.channels_last))
+        return class_logits.float().contiguous(), affinity.float().contiguous()
 
     def predict_costs(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The network's half: normalised, padded images -> node and edge costs.
