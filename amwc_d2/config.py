@@ -31,6 +31,7 @@ def add_amwc_config(cfg):
     # parameter's name (as fnmatch does, such as "ins_embed_head.reduce.*") decides; otherwise 1.
     cfg.SOLVER.LR_FACTORS = []
     cfg.TEST.IMS_PER_BATCH = 1  # images of a batch at inference, in each process
+    cfg.TEST.LOWER_BOUND = False  # bound every optimum from below, which takes longer than solving
 
     amwc = cfg.MODEL.AMWC = CN()
     amwc.STAGE = "pretrain"  # "pretrain": cross-entropy; "end_to_end": PQ through the solver
@@ -41,6 +42,9 @@ def add_amwc_config(cfg):
     # the instructions (AVX512-BF16, AMX), slower on one that has not. Needs no loss scaling.
     amwc.BFLOAT16 = False
     amwc.NUM_THREADS = 0  # threads that solve images; 0: as many as the process may use
+    # At inference on images with ground truth, the truth replaces the class costs ("semantic",
+    # paper A.8), the edge costs ("affinity") or "both": upper bounds, not results.
+    amwc.ORACLE = ""
 
     # Stage 2. The gradient through the solver (Algorithm 1, equation 4; formulas: estimators.py).
     amwc.ESTIMATOR = "warm_start"  # "same_solver", "warm_start" or "literal"

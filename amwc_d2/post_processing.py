@@ -32,6 +32,24 @@ def upsample_labels(labels: Tensor, stride: int, image_size, output_size) -> Ten
     return labels[..., index[0][:, None], index[1]]
 
 
+def sample_cells(labels: Tensor, stride: int, image_size) -> Tensor:
+    """Labels at the centres of the grid's cells: ``upsample_labels`` the other way round.
+
+    Args:
+        labels: (..., H, W), such as ground truth, at any size.
+        stride: pixels of the network's input in a cell.
+        image_size: (height, width) of the input before padding.
+
+    Returns:
+        (..., h, w); a cell whose centre lies beyond the image takes the last pixel's label.
+    """
+    index = []
+    for length, size in zip(labels.shape[-2:], image_size):
+        centre = (torch.arange(-(-size // stride), device=labels.device) + 0.5) * stride
+        index.append((centre * (length / size)).long().clamp(max=length - 1))
+    return labels[..., index[0][:, None], index[1]]
+
+
 def segment_scores(
     classes: Tensor, segments: Tensor, node_costs: Tensor, edge_costs: Tensor, distances
 ) -> Tensor:

@@ -25,6 +25,7 @@ from detectron2.utils import comm
 from amwc_d2.checkpoint import AMWCCheckpointer
 from amwc_d2.evaluation import build_evaluator
 from amwc_d2.inference import evaluate
+from amwc_d2.oracle import OracleMapper
 from amwc_d2.target_generator import AMWCDatasetMapper, AMWCTargetGenerator
 from amwc_d2.timing import PartTimeWriter
 
@@ -79,13 +80,16 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
-        """Images without targets, in order, ``TEST.IMS_PER_BATCH`` at a time in each process."""
+        """Images in order, ``TEST.IMS_PER_BATCH`` at a time in each process.
+
+        Without targets, unless ``MODEL.AMWC.ORACLE`` asks for the ground truth.
+        """
         dicts = get_detection_dataset_dicts(dataset_name, filter_empty=False)
         # Detectron2's mapper would read (and for Cityscapes require) every semantic label file.
         dicts = [{k: v for k, v in d.items() if k != "sem_seg_file_name"} for d in dicts]
         return build_detection_test_loader(
             dicts,
-            mapper=DatasetMapper(cfg, is_train=False),
+            mapper=OracleMapper(cfg) if cfg.MODEL.AMWC.ORACLE else DatasetMapper(cfg, False),
             batch_size=cfg.TEST.IMS_PER_BATCH,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )

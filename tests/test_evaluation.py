@@ -26,7 +26,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from scipy import ndimage
 
-from amwc_d2 import segment_metrics
+from amwc_d2 import add_amwc_config, segment_metrics
 from amwc_d2.cityscapes_evaluation import _UPSTREAM_NAME, alias_cityscapesscripts
 from amwc_d2.datasets import register_panoptic_dataset
 from amwc_d2.evaluation import AMWCPanopticEvaluator, build_evaluator, grid_ceiling
@@ -523,6 +523,7 @@ def test_ap_against_instance_annotations(make_dataset, tmp_path):
         thing_dataset_id_to_contiguous_id=numbers, thing_classes=[c["name"] for c in categories[:2]]
     )
     cfg = get_cfg()
+    add_amwc_config(cfg)
     cfg.OUTPUT_DIR = str(tmp_path)
     try:
         evaluator = build_evaluator(cfg, twin)
@@ -613,6 +614,7 @@ def test_wrong_input_is_named(make_dataset):
 
 def test_build_evaluator_refuses_other_datasets():
     cfg = get_cfg()
+    add_amwc_config(cfg)
     with pytest.raises(ValueError, match=r"evaluator_type 'coco'.*panoptic"):
         build_evaluator(cfg, "coco_2017_val")
 

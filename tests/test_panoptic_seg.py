@@ -154,6 +154,7 @@ def test_diverged_network_is_named(toy_cfg):
         ("COST_DROPOUT", 1.0, r"COST_DROPOUT must be in \[0, 1\)"),
         ("ESTIMATOR", "magic", "ESTIMATOR must be one of"),
         ("PQ_LOSS.SURROGATE", "dice", "SURROGATE must be one of"),
+        ("ORACLE", "delphi", "ORACLE must be one of"),
     ],
 )
 def test_wrong_keys_are_named(key, value, message, toy_cfg):

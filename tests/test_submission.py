@@ -55,6 +55,7 @@ def test_images(fake_cityscapes):
 
 def write_submission(name, records, outputs, folder):
     cfg = get_cfg()
+    amwc_d2.add_amwc_config(cfg)
     cfg.OUTPUT_DIR = str(folder)
     writer = build_evaluator(cfg, name)
     writer.reset()
