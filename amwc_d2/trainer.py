@@ -212,7 +212,8 @@ def check_stage(cfg):
         raise ValueError(
             "SOLVER.AMP.ENABLED is True, but the gradient through the solver is not linear in the "
             "incoming one, so that a scaled loss gives a wrong gradient. Set SOLVER.AMP.ENABLED "
-            "False in stage 2 (MODEL.AMWC.STAGE 'end_to_end')."
+            "False in stage 2 (MODEL.AMWC.STAGE 'end_to_end'); MODEL.AMWC.BFLOAT16 True trains the "
+            "network in lower precision without scaling the loss."
         )
     if not cfg.MODEL.WEIGHTS:
         logger.warning(
