@@ -1,9 +1,45 @@
 """The configuration keys of AMWC, on top of Panoptic-DeepLab's."""
 
+import logging
+
+import torch
 from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
 from detectron2.projects.panoptic_deeplab import add_panoptic_deeplab_config
 
+logger = logging.getLogger(__name__)
+
 STAGES = ("pretrain", "end_to_end")
+
+
+def load_config(config_file, opts=()):
+    """Read a config: Detectron2's defaults and ours, then the file, then single options.
+
+    Args:
+        config_file (str or Path): a YAML file.
+        opts (sequence): keys and values in turn, as on the command line.
+
+    Returns:
+        CfgNode: not frozen.
+    """
+    cfg = get_cfg()
+    add_amwc_config(cfg)
+    cfg.merge_from_file(str(config_file))
+    cfg.merge_from_list(list(opts))
+    return cfg
+
+
+def use_available_device(cfg, num_gpus=1):
+    """Set ``MODEL.DEVICE`` to "cpu" when no GPU is there or none was asked for, and say so.
+
+    Args:
+        cfg (CfgNode): changed in place; not frozen yet.
+        num_gpus (int): ``--num-gpus``; 0 asks for the CPU.
+    """
+    if cfg.MODEL.DEVICE.startswith("cuda") and (num_gpus == 0 or not torch.cuda.is_available()):
+        reason = "--num-gpus 0" if num_gpus == 0 else "no CUDA device was found"
+        logger.info("Running on the CPU (%s).", reason)
+        cfg.MODEL.DEVICE = "cpu"
 
 
 def add_amwc_config(cfg):

@@ -278,16 +278,3 @@ def build_train_augmentations(cfg):
         horizontal = cfg.INPUT.RANDOM_FLIP == "horizontal"
         augmentations.append(T.RandomFlip(horizontal=horizontal, vertical=not horizontal))
     return augmentations
-
-
-def use_available_device(cfg, num_gpus):
-    """Set ``MODEL.DEVICE`` to "cpu" when no GPU is there or none was asked for, and say so.
-
-    Args:
-        cfg (CfgNode): changed in place; not frozen yet.
-        num_gpus (int): ``--num-gpus``; 0 asks for the CPU.
-    """
-    if cfg.MODEL.DEVICE.startswith("cuda") and (num_gpus == 0 or not torch.cuda.is_available()):
-        reason = "--num-gpus 0" if num_gpus == 0 else "no CUDA device was found"
-        logger.info("Running on the CPU (%s).", reason)
-        cfg.MODEL.DEVICE = "cpu"

@@ -99,34 +99,9 @@ def disturbed(rng, ids, segments_info):
 
 
 @pytest.fixture
-def make_dataset(tmp_path):
+def make_dataset(register_scenes):
     """A function that writes scenes [(ids, segments_info)] and registers them; returns the name."""
-    names = []
-
-    def make(scenes, categories=CATEGORIES):
-        name = f"made_up_{len(names)}"
-        folder = tmp_path / name
-        (folder / "images").mkdir(parents=True)
-        (folder / "png").mkdir()
-        annotations = []
-        for i, (ids, segments_info) in enumerate(scenes):
-            Image.fromarray(id2rgb(ids)).save(folder / "png" / f"{i:04d}.png")
-            Image.fromarray(np.zeros((*ids.shape, 3), np.uint8)).save(
-                folder / "images" / f"{i:04d}.png"
-            )
-            annotations.append(
-                {"image_id": i, "file_name": f"{i:04d}.png", "segments_info": segments_info}
-            )
-        truth = {"annotations": annotations, "categories": categories}
-        (folder / "truth.json").write_text(json.dumps(truth))
-        register_panoptic_dataset(name, folder / "images", folder / "png", folder / "truth.json")
-        names.append(name)
-        return name
-
-    yield make
-    for name in names:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    return lambda scenes, categories=CATEGORIES: register_scenes(scenes, categories)
 
 
 def as_output(ids, segments_info, categories=CATEGORIES, scores=None):

@@ -5,12 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from panopticapi.utils import id2rgb
-from PIL import Image
 from test_panoptic_seg import load
 
-from amwc_d2 import Trainer, register_panoptic_dataset
+from amwc_d2 import Trainer
 from amwc_d2.evaluation import grid_ceiling
 from amwc_d2.oracle import CERTAIN, GridTruth, OracleMapper, oracle_costs
 
@@ -45,33 +42,11 @@ def draw(rng, void, size=(61, 90)):
 
 
 @pytest.fixture
-def make_dataset(tmp_path):
+def make_dataset(register_scenes):
     """A function that registers four scenes, with or without void and crowds; returns the name."""
-    names = []
-
-    def make(void):
-        name = f"ships_{void}"
-        root = tmp_path / name
-        (root / "png").mkdir(parents=True)
-        (root / "images").mkdir()
-        annotations = []
-        for i in range(4):
-            rng = np.random.default_rng(i)
-            ids, segments = draw(rng, void)
-            Image.fromarray(id2rgb(ids)).save(root / "png" / f"{i}.png")
-            image = rng.integers(0, 256, (*ids.shape, 3), dtype=np.uint8)
-            Image.fromarray(image).save(root / "images" / f"{i}.png")
-            annotations.append({"image_id": i, "file_name": f"{i}.png", "segments_info": segments})
-        content = {"annotations": annotations, "categories": CATEGORIES}
-        (root / "truth.json").write_text(json.dumps(content))
-        register_panoptic_dataset(name, root / "images", root / "png", root / "truth.json")
-        names.append(name)
-        return name
-
-    yield make
-    for name in names:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    return lambda void: register_scenes(
+        [draw(np.random.default_rng(seed), void) for seed in range(4)], CATEGORIES
+    )
 
 
 def config(repository, name, *options):

@@ -2,23 +2,17 @@
 
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-import amwc_d2
+from amwc_d2.config import load_config
 from amwc_d2.target_generator import AMWCTargetGenerator
 from amwc_d2.toy_scenes import CATEGORIES, draw_scene
 
 
 def load(repository, name, *options, keep_weights=False):
-    cfg = get_cfg()
-    amwc_d2.add_amwc_config(cfg)
-    cfg.merge_from_file(str(repository / "configs" / name))
-    if not keep_weights:
-        cfg.MODEL.WEIGHTS = ""
-    cfg.merge_from_list(["MODEL.DEVICE", "cpu", *options])
-    return cfg
+    weights = [] if keep_weights else ["MODEL.WEIGHTS", ""]
+    return load_config(repository / "configs" / name, [*weights, "MODEL.DEVICE", "cpu", *options])
 
 
 def toy_batch(sizes, cfg=None):

@@ -15,7 +15,6 @@ of the search is kept, so that noise is not. Images that stage 1 has not seen ar
 network is more certain of those that it was trained on.
 """
 
-import argparse
 import json
 import logging
 from dataclasses import dataclass
@@ -23,12 +22,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from command_line import model_parser
 from detectron2.utils.logger import setup_logger
 from network_outputs import (
     Output,
     collate,
     commit,
-    load_config,
     load_model,
     network_outputs,
     pick_images,
@@ -38,6 +37,7 @@ from tqdm import tqdm
 
 from amwc_d2 import segment_metrics
 from amwc_d2.amwc_layer import SolverSettings, solve
+from amwc_d2.config import load_config
 from amwc_d2.costs import Costs
 
 logger = logging.getLogger("amwc_d2.calibrate")
@@ -46,19 +46,12 @@ BATCH = 24
 
 
 def get_parser():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="the model's config")
+    parser = model_parser(__doc__)
     parser.add_argument("--output", required=True, metavar="FILE", help="the checkpoint to write")
     parser.add_argument("--dataset", help="images to fit to (default: DATASETS.TRAIN)")
     parser.add_argument("--num-images", type=int, default=240, help="drawn from it (default: 240)")
     parser.add_argument("--rounds", type=int, default=4, help="over all parameters (default: 4)")
     parser.add_argument("--json", metavar="FILE", help="write what was fitted there")
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",
-        help="config options, last on the line; MODEL.WEIGHTS is the checkpoint",
-    )  # fmt: skip
     return parser
 
 

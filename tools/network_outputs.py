@@ -17,14 +17,13 @@ import detectron2.data.transforms as T
 import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from amwc_d2 import add_amwc_config
+from amwc_d2.config import use_available_device
 from amwc_d2.end_to_end_loss import Truth
 from amwc_d2.pq_loss import VOID
 from amwc_d2.target_generator import AMWCDatasetMapper, AMWCTargetGenerator
@@ -43,20 +42,8 @@ class Output:
     segment_crowd: Tensor  # bool (S,)
 
 
-def load_config(config_file, opts):
-    """A frozen config of this package for the CPU or the device that it names."""
-    cfg = get_cfg()
-    add_amwc_config(cfg)
-    cfg.merge_from_file(str(config_file))
-    cfg.merge_from_list(list(opts))
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
-    cfg.freeze()
-    return cfg
-
-
 def load_model(cfg):
-    """The model of a config with MODEL.WEIGHTS.
+    """The model of a config with MODEL.WEIGHTS, on the CPU where there is no GPU.
 
     Raises:
         FileNotFoundError: the weights are a local file that is not there.
@@ -67,6 +54,9 @@ def load_model(cfg):
             f"MODEL.WEIGHTS '{weights}' is not there. Train stage 1 first (tools/train_net.py), or "
             "give MODEL.WEIGHTS another checkpoint."
         )
+    cfg = cfg.clone()
+    cfg.defrost()
+    use_available_device(cfg)
     model = build_model(cfg)
     DetectionCheckpointer(model).load(weights)
     return model

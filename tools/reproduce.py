@@ -30,9 +30,10 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from experiment_rows import COMPARISONS, RECIPES, ROWS, SEARCH, SEED_OF_ROW, SEEDS
 from feature_cache import cache_inference, cache_training, evaluate, train
-from network_outputs import commit, load_config, load_model
+from network_outputs import commit, load_model
 
 from amwc_d2 import Trainer, register_panoptic_dataset
+from amwc_d2.config import load_config
 from amwc_d2.evaluation import AMWCPanopticEvaluator, grid_ceiling
 
 logger = logging.getLogger("amwc_d2.reproduce")
