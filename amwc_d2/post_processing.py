@@ -10,8 +10,6 @@ import torch
 from detectron2.structures import BitMasks, Instances
 from torch import Tensor
 
-from amwc_d2.edges import cut_edges, edge_ends, edge_exists
-
 
 def upsample_labels(labels: Tensor, stride: int, image_size, output_size) -> Tensor:
     """Nearest upsampling of grid labels to the output, in one step.
@@ -67,21 +65,34 @@ def segment_scores(
         float64 (S,).
     """
     count = int(segments.max()) + 1
-    flat = segments.flatten()
 
-    def mean(index, values):
-        total = torch.bincount(index, values.double(), minlength=count)
-        return total / torch.bincount(index, minlength=count).clamp(min=1)
+    def sums(index, values=None):
+        weights = None if values is None else values.flatten().double()
+        return torch.bincount(index.flatten(), weights, minlength=count)
 
-    node_mean = mean(flat, node_costs.gather(0, classes[None])[0].flatten())
-    exists = edge_exists(*segments.shape, distances, segments.device)
-    cut = cut_edges(segments, distances)
-    anchor, other = zip(*(edge_ends(segments, d) for d in distances))
-    anchor, other = torch.stack(anchor), torch.stack(other)
-    inside = exists & ~cut
-    inside_mean = mean(anchor[inside], edge_costs[inside])
-    leaving = torch.cat([anchor[cut], other[cut]])  # a cut edge leaves both its segments
-    leaving_mean = mean(leaving, edge_costs[cut].repeat(2))
+    def mean(total, number):
+        return torch.where(number > 0, total / number.clamp(min=1), 0.0)
+
+    # Sum and number of the edges that each cell anchors; the few that are cut are picked out.
+    edge_sum = torch.zeros(segments.shape, dtype=torch.float64)
+    edge_number = torch.zeros_like(segments)
+    cuts = []
+    for d, of_distance in zip(distances, edge_costs):
+        for dim, costs in ((1, of_distance[0]), (0, of_distance[1])):
+            d = min(d, segments.shape[dim])
+            length = segments.shape[dim] - d
+            anchor, other = segments.narrow(dim, 0, length), segments.narrow(dim, d, length)
+            costs = costs.narrow(dim, 0, length)
+            edge_sum.narrow(dim, 0, length).add_(costs)
+            edge_number.narrow(dim, 0, length).add_(1)
+            cut = anchor != other
+            cuts.append((anchor[cut], other[cut], costs[cut]))
+    anchor, other, cut_costs = map(torch.cat, zip(*cuts))
+    cut_sum, cut_number = sums(anchor, cut_costs), sums(anchor)
+
+    node_mean = mean(sums(segments, node_costs.gather(0, classes[None])), sums(segments))
+    inside_mean = mean(sums(segments, edge_sum) - cut_sum, sums(segments, edge_number) - cut_number)
+    leaving_mean = mean(cut_sum + sums(other, cut_costs), cut_number + sums(other))
     certainty = inside_mean - leaving_mean - node_mean
     return 0.5 * (1 + certainty / (1 + certainty.abs()))
 
