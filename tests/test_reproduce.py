@@ -11,6 +11,8 @@ import torch
 from detectron2.data import DatasetCatalog
 from detectron2.utils.events import EventStorage
 
+from amwc_d2.config import load_config
+
 TOOLS = (
     "bootstrap", "calibrate", "experiment_rows", "feature_cache", "network_outputs", "reproduce",
     "results_report",
@@ -90,7 +92,7 @@ def test_cached_features_give_the_same_losses_and_results(load_tool, toy_root, r
     """A step on the cache is the ordinary step on the same crops."""
     cache, outputs = load_tool("feature_cache"), load_tool("network_outputs")
     config = repository / "configs/Toy-PanopticSegmentation/amwc_R18_e2e.yaml"
-    cfg = outputs.load_config(config, ["MODEL.WEIGHTS", "", "MODEL.AMWC.COST_DROPOUT", 0.0])
+    cfg = load_config(config, ["MODEL.WEIGHTS", "", "MODEL.AMWC.COST_DROPOUT", 0.0])
     torch.manual_seed(0)
     model = outputs.load_model(cfg)
     mapper = cache.AMWCDatasetMapper(
@@ -119,9 +121,9 @@ def test_cached_features_give_the_same_losses_and_results(load_tool, toy_root, r
 
 
 def test_layers_that_are_cached_cannot_train(load_tool, toy_root, repository):
-    cache, outputs = load_tool("feature_cache"), load_tool("network_outputs")
+    cache = load_tool("feature_cache")
     config = repository / "configs/Toy-PanopticSegmentation/amwc_R18_e2e.yaml"
-    cfg = outputs.load_config(config, ["MODEL.AMWC.TRAINED_LAYERS", "decoders"])
+    cfg = load_config(config, ["MODEL.AMWC.TRAINED_LAYERS", "decoders"])
     with pytest.raises(ValueError, match="TRAINED_LAYERS is 'decoders', which trains layers"):
         cache.train(cfg, None, [], [])
 
