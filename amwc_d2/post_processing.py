@@ -7,7 +7,7 @@ Shape shorthand in this module:
 """
 
 import torch
-from detectron2.structures import BitMasks, Instances
+from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 
@@ -134,16 +134,36 @@ def panoptic_result(
 
 
 def panoptic_to_instances(panoptic_seg: Tensor, segments_info) -> Instances:
-    """The thing segments as Detectron2 ``Instances`` with masks, boxes, classes and scores."""
+    """The thing segments as Detectron2 ``Instances`` with masks, boxes, classes and scores.
+
+    Args:
+        panoptic_seg, segments_info: as from ``panoptic_result``, so that ids are 1, 2, 3 ...
+    """
     things = [segment for segment in segments_info if segment["isthing"]]
-    device = panoptic_seg.device
-    ids = torch.tensor([s["id"] for s in things], dtype=torch.int32, device=device)
-    masks = panoptic_seg[None] == ids[:, None, None]
-    instances = Instances(tuple(panoptic_seg.shape))
-    instances.pred_masks = masks
-    instances.pred_boxes = BitMasks(masks).get_bounding_boxes()
+    device, (height, width) = panoptic_seg.device, panoptic_seg.shape
+    ids = torch.tensor([s["id"] for s in things], dtype=torch.int64, device=device)
+    count = len(things) + 1  # 0: everything else
+    number = torch.zeros(len(segments_info) + 1, dtype=torch.int64, device=device)
+    number[ids] = torch.arange(1, count, device=device)
+    number = number[panoptic_seg.long()]
+
+    masks = torch.zeros(count, height * width, dtype=torch.bool, device=device)
+    masks.scatter_(0, number.view(1, -1), True)
+    x0, x1 = _extent(number, torch.arange(width, device=device), count)
+    y0, y1 = _extent(number, torch.arange(height, device=device)[:, None], count)
+    instances = Instances((height, width))
+    instances.pred_masks = masks[1:].view(-1, height, width)
+    instances.pred_boxes = Boxes(torch.stack([x0, y0, x1, y1], dim=1)[1:].float())
     instances.pred_classes = torch.tensor(
         [s["category_id"] for s in things], dtype=torch.int64, device=device
     )
     instances.scores = torch.tensor([s["score"] for s in things], device=device)
     return instances
+
+
+def _extent(number: Tensor, coordinate: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The first coordinate at which each number stands, and one more than the last."""
+    length = coordinate.numel()
+    occurs = torch.zeros(count, length, dtype=torch.uint8, device=number.device)
+    occurs[number, coordinate] = 1
+    return occurs.argmax(dim=1), length - occurs.flip(1).argmax(dim=1)

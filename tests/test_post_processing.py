@@ -3,8 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from detectron2.structures import BitMasks
 
-from amwc_d2.post_processing import sample_cells, segment_scores, upsample_labels
+from amwc_d2.post_processing import (
+    panoptic_to_instances,
+    sample_cells,
+    segment_scores,
+    upsample_labels,
+)
 
 
 def equation_11(mask, k, node, edge, distances):
@@ -48,3 +54,22 @@ def test_sampling_undoes_enlarging(output):
     assert enlarged.shape == output
     found = sample_cells(enlarged, 4, image_size)
     assert torch.equal(found, labels)
+
+
+@pytest.mark.parametrize("things", [(2, 3, 5), (1,), ()])
+def test_instances_are_the_things(things):
+    """Void, stuff and things in several pieces; masks, boxes and order."""
+    panoptic = torch.randint(0, 6, (9, 14), generator=torch.Generator().manual_seed(0)).int()
+    panoptic[:, :4], panoptic[7:] = 0, 4
+    info = [
+        {"id": i, "category_id": 7 * i, "isthing": i in things, "score": i / 10}
+        for i in range(1, 6)
+    ]
+    found = panoptic_to_instances(panoptic, info)
+    assert found.pred_masks.shape == (len(things), 9, 14)
+    for mask, i in zip(found.pred_masks, things):
+        assert torch.equal(mask, panoptic == i)
+    boxes = BitMasks(found.pred_masks).get_bounding_boxes()
+    assert torch.equal(found.pred_boxes.tensor, boxes.tensor)
+    assert found.pred_classes.tolist() == [7 * i for i in things]
+    assert found.scores.tolist() == pytest.approx([i / 10 for i in things])
