@@ -101,6 +101,8 @@ def add_amwc_config(cfg):
     amwc.PQ_LOSS.WEIGHT = 10.0  # w (Cityscapes 10, COCO 100)
     amwc.PQ_LOSS.SURROGATE = "symmetric"  # "paper" (equation 6), "authors" or "symmetric"
     amwc.PQ_LOSS.MISS_WEIGHT = 0.1  # way back for missed objects, which equation 6 leaves out
+    # Compare cells with all their pixels, as the metric does; False: with their centre (the paper).
+    amwc.PQ_LOSS.FULL_RESOLUTION = True
     # Losses on classes and on cuts (equations 7 and 8). Weight as above.
     amwc.SEPARATE_LOSS = CN()
     amwc.SEPARATE_LOSS.WEIGHT = 0.0

@@ -191,6 +191,7 @@ class AMWCPanoptic(nn.Module):
                 pq_weight=amwc.PQ_LOSS.WEIGHT,
                 surrogate=amwc.PQ_LOSS.SURROGATE,
                 miss_weight=amwc.PQ_LOSS.MISS_WEIGHT,
+                full_resolution=amwc.PQ_LOSS.FULL_RESOLUTION,
                 separate_weight=amwc.SEPARATE_LOSS.WEIGHT,
                 fenchel_young_weight=amwc.FENCHEL_YOUNG_LOSS.WEIGHT,
                 fenchel_young_noise=amwc.FENCHEL_YOUNG_LOSS.NOISE,
@@ -382,11 +383,9 @@ class AMWCPanoptic(nn.Module):
         node_costs, edge_costs = self.costs(class_logits, affinity_logits)
         node_costs, edge_costs = self.costs.drop(node_costs, edge_costs, self.solver.generator)
         check_finite(node_costs, edge_costs)
-        segments, *weights = self._on_grid(
-            batched_inputs, "segments", "sem_seg_weights", "affinity_weights"
-        )
+        weights = self._on_grid(batched_inputs, "sem_seg_weights", "affinity_weights")
         truth = Truth(
-            segments.cpu(),
+            self._pad([x["segments"] for x in batched_inputs], VOID).tensor,
             [x["segment_classes"] for x in batched_inputs],
             [x["segment_crowd"] for x in batched_inputs],
             *(weight.cpu() for weight in weights),

@@ -24,7 +24,7 @@ def batch(seed, spoil):
 
 
 def test_search_finds_a_spoilt_offset():
-    quality = calibrate.GridQuality(settings(), np.zeros(3))
+    quality = calibrate.Quality(settings(), np.zeros(3))
     search, check = [batch(s, 3.0) for s in range(4)], [batch(s, 3.0) for s in range(4, 8)]
     start = Costs(3, len(DISTANCES))
     fitted, history = calibrate.fit(start, quality, search, check, rounds=3)
@@ -44,12 +44,12 @@ def test_quality_on_the_grid():
     edge = torch.where(cut_edges(truth.segments, DISTANCES), -9.0, 9.0)
     perfect = [(node, edge, [(8, 10), (8, 10)], truth)]
     costs = Costs(3, len(DISTANCES))
-    assert calibrate.GridQuality(settings(), np.zeros(3))(costs, perfect) == 100
-    things = calibrate.GridQuality(settings(), np.array([0, 0, 10]))(costs, perfect)
+    assert calibrate.Quality(settings(), np.zeros(3))(costs, perfect) == 100
+    things = calibrate.Quality(settings(), np.array([0, 0, 10]))(costs, perfect)
     # of the two things, 12 and 8 cells, the second is missed: PQ 1 / 1.5
     assert things == pytest.approx(100 * (2 + 2 / 3) / 3)
     truth.segments[:, 2:6, 7:9] = -1
-    assert calibrate.GridQuality(settings(), np.zeros(3))(costs, perfect) == pytest.approx(
+    assert calibrate.Quality(settings(), np.zeros(3))(costs, perfect) == pytest.approx(
         100 * (2 + 1 / 1.5) / 3
     )  # the absent true segment still counts as missed
 

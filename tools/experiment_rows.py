@@ -5,24 +5,32 @@ Options are keys below MODEL.AMWC, or those of SOLVER, on top of the recipe of s
 
 RECIPES = {
     "toy": {"config": "Toy-PanopticSegmentation/amwc_R18", "held": 120, "copies": 2},
-    "dsb2018": {"config": "DSB2018-PanopticSegmentation/amwc_R18", "held": 60, "copies": 4},
+    "dsb2018": {"config": "DSB2018-PanopticSegmentation/amwc_R18", "held": 60, "copies": 2},
 }
 SEEDS = 3  # of stage 1; stage 2's own seeds come on top
 
 # Row -> options of stage 2 on top of the recipe's. All start from the same checkpoint of stage 1.
-ROWS = {
+CONTROLS = ("baseline", "calibrated")
+REPEATED = {  # for every seed of stage 1
     "end to end": [],
-    "end to end, second seed": [],
     "continued cross-entropy": ["PQ_LOSS.WEIGHT", 0.0, "CROSS_ENTROPY_LOSS.WEIGHT", 1.0],
-    "separate losses": ["PQ_LOSS.WEIGHT", 0.0, "SEPARATE_LOSS.WEIGHT", 10.0],
-    "Fenchel-Young": ["PQ_LOSS.WEIGHT", 0.0, "FENCHEL_YOUNG_LOSS.WEIGHT", 1.0],
-    "PQ and Fenchel-Young": ["FENCHEL_YOUNG_LOSS.WEIGHT", 1.0],
+    "end to end, second seed": [],
     "N = 1": ["NUM_LAMBDAS", 1],
     "N = 5": ["NUM_LAMBDAS", 5],
+}
+ONCE = {  # for the first one
+    "calibrated, then end to end": [],
+    "separate losses": ["PQ_LOSS.WEIGHT", 0.0, "SEPARATE_LOSS.WEIGHT", 10.0],
     "no cost dropout": ["COST_DROPOUT", 0.0],
+    "surrogate on the grid": ["PQ_LOSS.FULL_RESOLUTION", False],
+    "surrogate of the paper": ["PQ_LOSS.SURROGATE", "paper", "PQ_LOSS.FULL_RESOLUTION", False],
+    "classifiers only": ["TRAINED_LAYERS", "classifiers"],
+    "PQ and Fenchel-Young": ["FENCHEL_YOUNG_LOSS.WEIGHT", 1.0],
+    "Fenchel-Young": ["PQ_LOSS.WEIGHT", 0.0, "FENCHEL_YOUNG_LOSS.WEIGHT", 1.0],
     "same solver": ["ESTIMATOR", "same_solver"],
     "literal": ["ESTIMATOR", "literal"],
 }
+ROWS = {**{row: [] for row in CONTROLS}, **REPEATED, **ONCE}
 SEED_OF_ROW = {"end to end, second seed": 100}
 # Differences that the table states: row minus row.
 COMPARISONS = [
@@ -32,12 +40,9 @@ COMPARISONS = [
     ("end to end", "calibrated"),
     ("end to end", "continued cross-entropy"),
     ("calibrated, then end to end", "calibrated"),
-    ("end to end", "separate losses"),
-    ("end to end", "no cost dropout"),
+    ("calibrated, then end to end", "end to end"),
     ("N = 5", "N = 1"),
-    ("end to end", "literal"),
-    ("end to end", "same solver"),
-    ("PQ and Fenchel-Young", "end to end"),
+    *(("end to end", row) for row in ONCE if row != "calibrated, then end to end"),
 ]
 # What --search tries, on held-back images, one seed.
 SEARCH = {

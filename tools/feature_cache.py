@@ -90,10 +90,12 @@ def logits(model, batch: list[Features]) -> tuple[Tensor, Tensor]:
         torch.stack([getattr(f, part) for f in batch]).float().to(model.device)
         for part in ("semantic", "affinity")
     )
-    class_logits = model.sem_seg_head.predictor(model.sem_seg_head.head(semantic))
-    head = model.ins_embed_head
-    shared = head.reduce(torch.cat([affinity, class_logits.detach()], dim=1))
-    return class_logits, torch.stack([classifier(shared) for classifier in head.classifiers], dim=1)
+    with model.precision():
+        class_logits = model.sem_seg_head.predictor(model.sem_seg_head.head(semantic))
+        head = model.ins_embed_head
+        shared = head.reduce(torch.cat([affinity, class_logits.detach()], dim=1))
+        affinity_logits = [classifier(shared) for classifier in head.classifiers]
+    return class_logits.float(), torch.stack(affinity_logits, dim=1).float()
 
 
 def losses(model, batch: list[Features]) -> dict[str, Tensor]:

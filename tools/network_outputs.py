@@ -37,7 +37,7 @@ class Output:
 
     class_logits: Tensor  # (K, H, W)
     affinity_logits: Tensor  # (D, 2, H, W), at the anchor
-    segments: Tensor  # int64 (H, W), true segment, -1 = void
+    segments: Tensor  # int64 (stride H, stride W), true segment, -1 = void
     segment_classes: Tensor  # int64 (S,)
     segment_crowd: Tensor  # bool (S,)
 
@@ -101,8 +101,8 @@ def network_outputs(cfg, model, samples: list[dict], batch_size: int = 8) -> lis
         images = model.preprocess(batch)
         class_logits, affinity_logits = model.logits(images.tensor)
         for n, x in enumerate(batch):
-            segments = segments_on_grid(x["segments"], model.stride)
-            h, w = segments.shape
+            segments = whole_cells(x["segments"], model.stride)
+            h, w = (length // model.stride for length in segments.shape)
             outputs.append(
                 Output(
                     class_logits[n, :, :h, :w].float().cpu().contiguous(),
@@ -115,11 +115,10 @@ def network_outputs(cfg, model, samples: list[dict], batch_size: int = 8) -> lis
     return outputs
 
 
-def segments_on_grid(segments: Tensor, stride: int) -> Tensor:
-    """The true segment at the centre of every cell, -1 beyond the image: as in training."""
+def whole_cells(segments: Tensor, stride: int) -> Tensor:
+    """The true segments, void beyond the image as far as the last cells reach."""
     height, width = segments.shape
-    padded = F.pad(segments, (0, -width % stride, 0, -height % stride), value=VOID)
-    return padded[stride // 2 :: stride, stride // 2 :: stride].contiguous()
+    return F.pad(segments, (0, -width % stride, 0, -height % stride), value=VOID)
 
 
 def collate(outputs: list[Output]):
@@ -128,14 +127,14 @@ def collate(outputs: list[Output]):
     Returns:
         class logits (N, K, H, W), affinity logits (N, D, 2, H, W), N grid sizes, and ``Truth``.
     """
-    sizes = [tuple(o.segments.shape) for o in outputs]
-    height, width = (max(side) for side in zip(*sizes))
+    sizes = [tuple(o.class_logits.shape[-2:]) for o in outputs]
 
     def stack(tensors, value=0.0):
+        height, width = (max(side) for side in zip(*(t.shape[-2:] for t in tensors)))
         return torch.stack(
             [
-                F.pad(t, (0, width - w, 0, height - h), value=value)
-                for t, (h, w) in zip(tensors, sizes)
+                F.pad(t, (0, width - t.shape[-1], 0, height - t.shape[-2]), value=value)
+                for t in tensors
             ]
         )
 
