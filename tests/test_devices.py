@@ -89,7 +89,7 @@ EXPECTED = {  # where, in the network's and the inference's code, a tensor may m
         "target": {"to": 1},
         "pretrain_losses": {"tolist": 1},  # numbers for the log
         "_on_grid": {"to": 1},  # targets
-        "end_to_end_loss": {"cpu": 2},  # targets on the grid
+        "end_to_end_loss": {"cpu": 1},  # targets on the grid
         "predict": {"cpu": 1},  # costs
         "label": {"to": 1, "tolist": 2},  # labels; two arrays that are on the CPU
     },

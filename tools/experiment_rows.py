@@ -10,7 +10,11 @@ RECIPES = {
 SEEDS = 3  # of stage 1; stage 2's own seeds come on top
 
 # Row -> options of stage 2 on top of the recipe's. All start from the same checkpoint of stage 1.
-CONTROLS = ("baseline", "calibrated")
+CONTROLS = ("baseline", "calibrated")  # nothing trains
+ORACLES = {  # the baseline with true costs, for the first seed
+    "baseline, semantic oracle": ["ORACLE", "semantic"],
+    "baseline, affinity oracle": ["ORACLE", "affinity"],
+}
 REPEATED = {  # for every seed of stage 1
     "end to end": [],
     "continued cross-entropy": ["PQ_LOSS.WEIGHT", 0.0, "CROSS_ENTROPY_LOSS.WEIGHT", 1.0],
@@ -30,7 +34,7 @@ ONCE = {  # for the first one
     "same solver": ["ESTIMATOR", "same_solver"],
     "literal": ["ESTIMATOR", "literal"],
 }
-ROWS = {**{row: [] for row in CONTROLS}, **REPEATED, **ONCE}
+ROWS = {**{row: [] for row in CONTROLS}, **REPEATED, **ONCE, **ORACLES}
 SEED_OF_ROW = {"end to end, second seed": 100}
 # Differences that the table states: row minus row.
 COMPARISONS = [

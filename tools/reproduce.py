@@ -31,8 +31,9 @@ from detectron2.utils.logger import setup_logger
 from experiment_rows import (
     COMPARISONS,
     CONTROLS,
-    ONCE,
+    ORACLES,
     RECIPES,
+    REPEATED,
     ROWS,
     SEARCH,
     SEED_OF_ROW,
@@ -152,13 +153,13 @@ class Experiment:
         return str(final)
 
     def run_seed(self, seed: int):
-        """Every row from one checkpoint of stage 1; those of ``ONCE`` for seed 0."""
+        """Every row from one checkpoint of stage 1; all but the controls and ``REPEATED`` once."""
         rows = SEARCH if self.args.search else ROWS
         todo = [
             row
             for row in rows
             if row in (self.args.rows or rows)
-            and (seed == 0 or row not in ONCE)
+            and (seed == 0 or row in CONTROLS or row in REPEATED)
             and not self.done(seed, row)
         ]
         if not todo:
@@ -186,7 +187,7 @@ class Experiment:
                     "history": calibrated[1],
                     **{k: v.tolist() for k, v in calibrated[0].items()},
                 }
-            if row not in CONTROLS:
+            if row not in CONTROLS and row not in ORACLES:
                 figures |= train(cfg, model, fitting, watched)
             self.report(seed, row, cfg, model, testing, figures, options)
             del model
