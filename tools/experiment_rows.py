@@ -33,6 +33,7 @@ ONCE = {  # for the first one
     "Fenchel-Young": ["PQ_LOSS.WEIGHT", 0.0, "FENCHEL_YOUNG_LOSS.WEIGHT", 1.0],
     "same solver": ["ESTIMATOR", "same_solver"],
     "literal": ["ESTIMATOR", "literal"],
+    "500 steps": ["SOLVER.MAX_ITER", 500],
 }
 ROWS = {**{row: [] for row in CONTROLS}, **REPEATED, **ONCE, **ORACLES}
 SEED_OF_ROW = {"end to end, second seed": 100}
