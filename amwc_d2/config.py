@@ -1,9 +1,45 @@
 """The configuration keys of AMWC, on top of Panoptic-DeepLab's."""
 
+import logging
+
+import torch
 from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
 from detectron2.projects.panoptic_deeplab import add_panoptic_deeplab_config
 
+logger = logging.getLogger(__name__)
+
 STAGES = ("pretrain", "end_to_end")
+
+
+def load_config(config_file, opts=()):
+    """Read a config: Detectron2's defaults and ours, then the file, then single options.
+
+    Args:
+        config_file (str or Path): a YAML file.
+        opts (sequence): keys and values in turn, as on the command line.
+
+    Returns:
+        CfgNode: not frozen.
+    """
+    cfg = get_cfg()
+    add_amwc_config(cfg)
+    cfg.merge_from_file(str(config_file))
+    cfg.merge_from_list(list(opts))
+    return cfg
+
+
+def use_available_device(cfg, num_gpus=1):
+    """Set ``MODEL.DEVICE`` to "cpu" when no GPU is there or none was asked for, and say so.
+
+    Args:
+        cfg (CfgNode): changed in place; not frozen yet.
+        num_gpus (int): ``--num-gpus``; 0 asks for the CPU.
+    """
+    if cfg.MODEL.DEVICE.startswith("cuda") and (num_gpus == 0 or not torch.cuda.is_available()):
+        reason = "--num-gpus 0" if num_gpus == 0 else "no CUDA device was found"
+        logger.info("Running on the CPU (%s).", reason)
+        cfg.MODEL.DEVICE = "cpu"
 
 
 def add_amwc_config(cfg):
@@ -31,13 +67,20 @@ def add_amwc_config(cfg):
     # parameter's name (as fnmatch does, such as "ins_embed_head.reduce.*") decides; otherwise 1.
     cfg.SOLVER.LR_FACTORS = []
     cfg.TEST.IMS_PER_BATCH = 1  # images of a batch at inference, in each process
+    cfg.TEST.LOWER_BOUND = False  # bound every optimum from below, which takes longer than solving
 
     amwc = cfg.MODEL.AMWC = CN()
     amwc.STAGE = "pretrain"  # "pretrain": cross-entropy; "end_to_end": PQ through the solver
     amwc.THING_AREA = 200  # smaller thing segments become void (paper 4.1)
     amwc.STUFF_AREA = 2048  # smaller stuff segments become void (COCO: 4096)
     amwc.SOLVER_METHOD = "fast"  # "fast", "greedy" (Algorithm 2) or "best"
+    # Train the network (not losses, costs and solver) in bfloat16: twice as fast on a CPU that has
+    # the instructions (AVX512-BF16, AMX), slower on one that has not. Needs no loss scaling.
+    amwc.BFLOAT16 = False
     amwc.NUM_THREADS = 0  # threads that solve images; 0: as many as the process may use
+    # At inference on images with ground truth, the truth replaces the class costs ("semantic",
+    # paper A.8), the edge costs ("affinity") or "both": upper bounds, not results.
+    amwc.ORACLE = ""
 
     # Stage 2. The gradient through the solver (Algorithm 1, equation 4; formulas: estimators.py).
     amwc.ESTIMATOR = "warm_start"  # "same_solver", "warm_start" or "literal"
@@ -58,6 +101,8 @@ def add_amwc_config(cfg):
     amwc.PQ_LOSS.WEIGHT = 10.0  # w (Cityscapes 10, COCO 100)
     amwc.PQ_LOSS.SURROGATE = "symmetric"  # "paper" (equation 6), "authors" or "symmetric"
     amwc.PQ_LOSS.MISS_WEIGHT = 0.1  # way back for missed objects, which equation 6 leaves out
+    # Compare cells with all their pixels, as the metric does; False: with their centre (the paper).
+    amwc.PQ_LOSS.FULL_RESOLUTION = True
     # Losses on classes and on cuts (equations 7 and 8). Weight as above.
     amwc.SEPARATE_LOSS = CN()
     amwc.SEPARATE_LOSS.WEIGHT = 0.0

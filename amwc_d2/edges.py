@@ -46,14 +46,15 @@ def edge_differences(features: Tensor, distance: int) -> Tensor:
         lies outside the grid.
     """
     after, before = distance // 2, -(-distance // 2)
-    height, width = features.shape[-2:]
-    horizontal = _shift(features, 0, after) - _shift(features, 0, -before)
-    vertical = _shift(features, after, 0) - _shift(features, -before, 0)
-    y = torch.arange(height, device=features.device)[:, None]
-    x = torch.arange(width, device=features.device)[None, :]
-    horizontal = horizontal * ((x >= before) & (x < width - after))
-    vertical = vertical * ((y >= before) & (y < height - after))
-    return torch.cat([horizontal, vertical], dim=1)
+
+    def along(dim, padding):
+        edges = features.shape[dim] - distance
+        if edges <= 0:
+            return torch.zeros_like(features)
+        ends = features.narrow(dim, distance, edges), features.narrow(dim, 0, edges)
+        return F.pad(ends[0] - ends[1], padding)
+
+    return torch.cat([along(-1, (before, after)), along(-2, (0, 0, before, after))], dim=1)
 
 
 def centre_to_anchor(values: Tensor, distance: int) -> Tensor:

@@ -8,6 +8,7 @@ Shape shorthand in this module:
 
     N: images    K: classes    D: distances    2: directions    H, W: the grid (stride 4), padded
     S: true segments of one image    J: channels of the PQ loss, padded to the largest image
+    Y, X: the ground truth's pixels: H, W times a stride >= 1
 """
 
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn.functional import one_hot
+from torch.nn.functional import avg_pool2d, one_hot
 
 from amwc_d2.amwc_layer import AMWCLayer, LabelLayer, SolverSettings, solve
 from amwc_d2.costs import without_scale
@@ -27,10 +28,10 @@ from amwc_d2.pq_loss import SURROGATES, VOID, match_segments, one_hot_masks, pq_
 
 @dataclass
 class Truth:
-    """The ground truth of a batch on the grid, on the CPU.
+    """The ground truth of a batch, on the CPU.
 
     Attributes:
-        segments: int64 (N, H, W), true segment of every cell, -1 = void.
+        segments: int64 (N, Y, X), true segment of every pixel of the network's input, -1 = void.
         classes: N tensors (S,), int64. crowd: N tensors (S,), bool.
         class_weight, affinity_weight: float (N, H, W) or None, how much a cell counts in equations
             7 and 8 (stage 1's weights, paper A.4); None: all alike.
@@ -42,10 +43,16 @@ class Truth:
     class_weight: Tensor | None = None
     affinity_weight: Tensor | None = None
 
-    def valid(self, grid_sizes) -> Tensor:
-        """Bool (N, H, W): neither void nor crowd nor padding."""
+    def at_centres(self, height: int) -> "Truth":
+        """The truth at the centres of a grid's cells, (N, H, W), for a grid of H = ``height``."""
+        stride = self.segments.shape[1] // height
+        centres = slice(stride // 2, None, stride)
+        return replace(self, segments=self.segments[:, centres, centres])
+
+    def valid(self, sizes) -> Tensor:
+        """Bool, as ``segments``: neither void nor crowd, and within N ``sizes`` (height, width)."""
         valid = torch.zeros(self.segments.shape, dtype=torch.bool)
-        for n, (h, w) in enumerate(grid_sizes):
+        for n, (h, w) in enumerate(sizes):
             ignored = torch.cat([self.crowd[n], torch.tensor([True])])  # the last one is void
             valid[n, :h, :w] = ~ignored[self.segments[n, :h, :w]]
         return valid
@@ -64,6 +71,7 @@ class EndToEndLoss:
         pq_weight: float = 1.0,
         surrogate: str = "symmetric",
         miss_weight: float = 0.1,
+        full_resolution: bool = True,
         separate_weight: float = 0.0,
         fenchel_young_weight: float = 0.0,
         fenchel_young_noise: float = 0.0,
@@ -77,6 +85,8 @@ class EndToEndLoss:
             pq_weight: weight of the PQ surrogate, w in the paper. It scales the perturbation, not
                 the size of the gradient that comes back.
             surrogate, miss_weight: see ``pq_surrogate_loss``.
+            full_resolution: compare the cells with all their pixels, which gives the IoU that the
+                metric sees; otherwise with the pixel at their centre (the paper's grid).
             separate_weight: weight of equations 7 and 8; like ``pq_weight``.
             fenchel_young_weight: weight of ``fenchel_young_loss``, an ordinary factor.
             fenchel_young_noise: standard deviation of the Gaussian noise on the costs that it
@@ -106,6 +116,7 @@ class EndToEndLoss:
         self.pq_weight = pq_weight
         self.surrogate = surrogate
         self.miss_weight = miss_weight
+        self.full_resolution = full_resolution
         self.separate_weight = separate_weight
         self.fenchel_young_weight = fenchel_young_weight
         self.fenchel_young_noise = fenchel_young_noise
@@ -118,7 +129,7 @@ class EndToEndLoss:
         Args:
             node_costs: float32 (N, K, H, W). edge_costs: float32 (N, D, 2, H, W).
             grid_sizes: N pairs (h, w), the part of the grid that is image.
-            truth: the ground truth, (N, H, W).
+            truth: the ground truth, of the grid's shape or a multiple of it.
 
         Returns:
             the weighted losses, scalars, by name: ``loss_pq`` (in [0, ``pq_weight``]),
@@ -128,6 +139,7 @@ class EndToEndLoss:
         if not (self.pq_weight or self.separate_weight or self.fenchel_young_weight):
             self.solver.seconds.update(forward=0.0, backward=0.0)
             return {}, {}
+        pixels, truth = truth, truth.at_centres(node_costs.shape[-2])
         valid = truth.valid(grid_sizes)
         node_costs, edge_costs = self._without_void_gradient(node_costs, edge_costs, valid)
         if self.normalize_costs:
@@ -136,7 +148,8 @@ class EndToEndLoss:
         problem = (node_costs, edge_costs, solutions, truth, valid)
         losses = {}
         if self.pq_weight:
-            losses["loss_pq"] = self.pq_weight * self._pq_loss(*problem)
+            compared = pixels if self.full_resolution else truth
+            losses["loss_pq"] = self.pq_weight * self._pq_loss(*problem[:3], compared)
         if self.separate_weight:
             losses["loss_separate"] = self.separate_weight * self._separate_loss(*problem)
         if self.fenchel_young_weight:
@@ -153,23 +166,25 @@ class EndToEndLoss:
             scalars["amwc/pq_surrogate"] = 1 - losses["loss_pq"].item() / self.pq_weight
         return losses, scalars
 
-    def _pq_loss(self, node_costs, edge_costs, solutions, truth, valid):
-        """1 - PQ surrogate, in [0, 1]."""
+    def _pq_loss(self, node_costs, edge_costs, solutions, truth):
+        """1 - PQ surrogate, in [0, 1]; ``truth`` has ``stride`` x ``stride`` pixels a cell."""
         device = node_costs.device
-        predicted = torch.full(truth.segments.shape, VOID)
+        grid = (len(solutions), *node_costs.shape[-2:])
+        stride = truth.segments.shape[-1] // grid[-1]
+        sizes = [tuple(stride * side for side in s.segments.shape) for s in solutions]
+        valid = truth.valid(sizes)
+        predicted = torch.full(grid, VOID)
         channels = []
-        for n, solution in enumerate(solutions):
-            h, w = solution.segments.shape
-            predicted[n, :h, :w] = torch.from_numpy(solution.segments)
-            channels.append(
-                match_segments(
-                    solution.classes,
-                    solution.segments,
-                    truth.segments[n, :h, :w].numpy(),
-                    truth.classes[n].numpy(),
-                    valid[n, :h, :w].numpy(),
-                )
+        for n, (solution, (y, x)) in enumerate(zip(solutions, sizes)):
+            predicted[n, : y // stride, : x // stride] = torch.from_numpy(solution.segments)
+            found = match_segments(
+                enlarged(solution.classes, stride),
+                enlarged(solution.segments, stride),
+                truth.segments[n, :y, :x].numpy(),
+                truth.classes[n].numpy(),
+                valid[n, :y, :x].numpy(),
             )
+            channels.append(replace(found, areas=found.areas / stride**2))
         count = max(len(c) for c in channels)
         masks = AMWCLayer.apply(
             _of_joint_batch(node_costs),
@@ -179,10 +194,15 @@ class EndToEndLoss:
             solutions,
             self.solver,
         )
+        true_masks = torch.zeros(masks.shape)
+        for n, c in enumerate(channels):
+            matched = torch.from_numpy(c.truth >= 0).nonzero()[:, 0]
+            shares = cell_shares(truth.segments[n], valid[n], len(truth.classes[n]), stride)
+            true_masks[n, matched] = shares[c.truth[matched]]
         return pq_surrogate_loss(
             masks,
-            _masks(truth.segments, [c.truth for c in channels], count).to(device),
-            valid.float().to(device),
+            true_masks.to(device),
+            avg_pool2d(valid.float(), stride).to(device),
             _padded([c.classes for c in channels], count, -1).to(device),
             self.area_threshold.to(device),
             surrogate=self.surrogate,
@@ -247,6 +267,30 @@ class EndToEndLoss:
             node_costs * node_weight + node_costs.detach() * (1 - node_weight),
             edge_costs * edge_weight + edge_costs.detach() * (1 - edge_weight),
         )
+
+
+def enlarged(labels: np.ndarray, stride: int) -> np.ndarray:
+    """Labels (h, w) of cells as those of their pixels, (stride h, stride w)."""
+    return labels.repeat(stride, 0).repeat(stride, 1)
+
+
+def cell_shares(segments: Tensor, valid: Tensor, count: int, stride: int) -> Tensor:
+    """How much of every cell belongs to each true segment.
+
+    Args:
+        segments: int64 (Y, X), from 0 to ``count`` - 1 where ``valid``.
+        valid: bool (Y, X). count: S. stride: pixels of a cell along each axis.
+
+    Returns:
+        float32 (S, H, W), multiples of 1 / stride^2.
+    """
+    height, width = (length // stride for length in segments.shape)
+    y = torch.arange(height).repeat_interleave(stride)
+    x = torch.arange(width).repeat_interleave(stride)
+    cell = y[:, None] * width + x
+    index = segments[valid] * (height * width) + cell[valid]
+    pixels = torch.bincount(index, minlength=count * height * width)
+    return pixels.view(count, height, width).float() / stride**2
 
 
 def _of_joint_batch(costs: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from detectron2.evaluation import COCOEvaluator
 
 from amwc_d2.cityscapes_evaluation import build_cityscapes_evaluators
 from amwc_d2.panoptic_evaluator import COCO_AREAS, AMWCPanopticEvaluator
+from amwc_d2.post_processing import sample_cells, upsample_labels
 from amwc_d2.submission import SUBMISSION, SubmissionWriter
 
 __all__ = ["AMWCPanopticEvaluator", "build_evaluator", "grid_ceiling"]
@@ -27,10 +28,11 @@ def build_evaluator(cfg, dataset_name, output_folder=None):
     COCO's AP against the things of the panoptic ground truth.
 
     Args:
-        cfg (CfgNode): reads ``OUTPUT_DIR`` and ``DATASETS.TEST``.
+        cfg (CfgNode): reads ``OUTPUT_DIR``, ``DATASETS.TEST`` and ``MODEL.AMWC.ORACLE``.
         dataset_name (str): a registered panoptic dataset.
-        output_folder (str or None): default ``OUTPUT_DIR/inference``, with a subfolder for each
-            dataset where there are several.
+        output_folder (str or None): default ``OUTPUT_DIR/inference`` (with an oracle
+            ``OUTPUT_DIR/inference_ORACLE_oracle``), with a subfolder for each dataset where there
+            are several.
 
     Returns:
         AMWCPanopticEvaluator; for images without ground truth a ``SubmissionWriter``.
@@ -39,7 +41,8 @@ def build_evaluator(cfg, dataset_name, output_folder=None):
         ValueError: the dataset is not a panoptic one.
     """
     if output_folder is None:
-        output_folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+        oracle = f"_{cfg.MODEL.AMWC.ORACLE}_oracle" if cfg.MODEL.AMWC.ORACLE else ""
+        output_folder = os.path.join(cfg.OUTPUT_DIR, "inference" + oracle)
         if len(cfg.DATASETS.TEST) > 1:
             output_folder = os.path.join(output_folder, dataset_name)
     meta = MetadataCatalog.get(dataset_name)
@@ -61,6 +64,7 @@ def build_evaluator(cfg, dataset_name, output_folder=None):
     return AMWCPanopticEvaluator(
         dataset_name,
         output_folder,
+        oracle=cfg.MODEL.AMWC.ORACLE,
         boundary_ratio=ratio,
         size_limits=limits,
         instance_ap=not companions,
@@ -106,8 +110,8 @@ def grid_ceiling(dataset_name, stride=4, *, min_size=0, max_size=1333, output_di
         size = ids.shape
         if min_size:
             size = T.ResizeShortestEdge.get_output_shape(*ids.shape, min_size, max_size)
-        rows, columns = (_cell_centres(n, m, stride) for n, m in zip(ids.shape, size))
-        ids = ids[rows[:, None], columns]
+        grid = sample_cells(torch.from_numpy(ids), stride, size)
+        ids = upsample_labels(grid, stride, size, ids.shape).numpy()
         present = set(np.unique(ids).tolist())
         kept, classes = [], np.full(ids.shape, -1)
         for segment in annotation["segments_info"]:
@@ -124,10 +128,3 @@ def grid_ceiling(dataset_name, stride=4, *, min_size=0, max_size=1333, output_di
         }
         evaluator.process([{"image_id": annotation["image_id"]}], [output])
     return evaluator.evaluate()
-
-
-def _cell_centres(length, resized, stride):
-    """For each of ``length`` pixels, the pixel at the centre of its cell on the resized image."""
-    cell = (np.arange(length) + 0.5) * resized / length // stride
-    centre = (cell + 0.5) * stride * length / resized
-    return np.minimum(centre.astype(np.int64), length - 1)

@@ -75,8 +75,8 @@ def image_row(image):
     }
 
 
-def log_results(name, results, per_class, size_limits):
-    """Log the results of a dataset as tables."""
+def log_results(header, results, per_class):
+    """Log the results of a dataset as tables; the arguments as in :func:`write_results`."""
     panoptic = results["panoptic_seg"]
     groups = []
     for title, suffix, wanted in (
@@ -96,13 +96,16 @@ def log_results(name, results, per_class, size_limits):
         if "-" not in key  # Detectron2's mark of values of single classes
     ]
     style = {"tablefmt": "pipe", "floatfmt": ".2f"}
+    oracle = header["oracle"]
     logger.info(
-        "Results on %s:\n%s\n\n%s\n\n%s\nSmall things are below %.0f pixels, large ones from %.0f.",
-        name,
+        "Results on %s%s:\n%s\n\n%s\n\n%s\n"
+        "Small things are below %.0f pixels, large ones from %.0f.",
+        header["dataset"],
+        f" with MODEL.AMWC.ORACLE '{oracle}' (bounds, not the model's own)" if oracle else "",
         tabulate(groups, headers=["", "PQ", "SQ", "RQ", "#classes"], **style),
         tabulate(per_class, headers="keys", **style),
         tabulate(other, headers=["", "value"], tablefmt="pipe", floatfmt=".4g"),
-        *size_limits,
+        *header["size_limits"],
     )
 
 
@@ -117,24 +120,18 @@ def write_predictions(path, header, annotations):
     path.write_text(json.dumps({**header, "annotations": annotations}))
 
 
-def write_results(folder, name, results, per_class, images, size_limits):
+def write_results(folder, header, results, per_class, images):
     """Write ``results.json``, ``per_class.csv``, ``per_image.csv`` and ``segments.csv``.
 
     Args:
         folder (Path): an existing folder.
-        name: of the dataset.
+        header: dict with what was evaluated: ``dataset``, ``oracle`` ("" = none), ``images`` and
+            ``size_limits``, the areas in pixels between small, medium and large things.
         results: the evaluator's.
         per_class: from :func:`class_rows`.
         images: list of ``ImageResult``.
-        size_limits: areas in pixels between small, medium and large things.
     """
-    content = {
-        "dataset": name,
-        "images": len(images),
-        "size_limits": size_limits,
-        "results": results,
-        "per_class": per_class,
-    }
+    content = {**header, "results": results, "per_class": per_class}
     (folder / "results.json").write_text(json.dumps(_without_nan(content), indent=1) + "\n")
     _write_csv(folder / "per_class.csv", per_class)
     _write_csv(folder / "per_image.csv", [image_row(image) for image in images])

@@ -14,14 +14,13 @@ import os
 import urllib.request
 from pathlib import Path
 
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 
-from amwc_d2.config import add_amwc_config
+from amwc_d2.config import add_amwc_config, use_available_device
 from amwc_d2.panoptic_format import class_metadata
 
 __all__ = ["get", "get_checkpoint_path", "get_config", "get_metrics", "names"]
@@ -82,8 +81,7 @@ def get_config(name, trained=True, root=None):
     add_amwc_config(cfg)
     cfg.merge_from_other_cfg(CfgNode.load_cfg(_read(root, name, "config.yaml")))
     cfg.MODEL.WEIGHTS = get_checkpoint_path(name, root) if trained else ""
-    if not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
+    use_available_device(cfg)
     classes = class_metadata(json.loads(_read(root, name, "classes.json")), f"classes of '{name}'")
     for dataset in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         if dataset not in DatasetCatalog and dataset not in MetadataCatalog:

@@ -76,6 +76,7 @@ class AMWCPanopticEvaluator(DatasetEvaluator):
         dataset_name,
         output_dir=None,
         *,
+        oracle="",
         boundary_ratio=0.02,
         size_limits=None,
         instance_ap=True,
@@ -88,6 +89,8 @@ class AMWCPanopticEvaluator(DatasetEvaluator):
                 also for submission), ``results.json``, ``per_class.csv``, ``per_image.csv`` and
                 ``segments.csv`` (a line for each match, false positive and miss). None: nothing
                 is kept.
+            oracle (str): which costs of the model were the truth (``MODEL.AMWC.ORACLE``); the
+                reports name it.
             boundary_ratio (float): width of boundaries, as a share of the image's diagonal.
             size_limits (tuple[float, float] or None): areas in pixels between small, medium and
                 large things; None: the terciles of the ground truth.
@@ -97,6 +100,7 @@ class AMWCPanopticEvaluator(DatasetEvaluator):
         meta = MetadataCatalog.get(dataset_name)
         self._name = dataset_name
         self._output_dir = Path(output_dir) if output_dir else None
+        self._oracle = oracle
         self._boundary_ratio = boundary_ratio
         self._instance_ap = instance_ap
         self._companions = list(companions)
@@ -278,14 +282,18 @@ class AMWCPanopticEvaluator(DatasetEvaluator):
         results, per_class = self._summarize(images, confusions)
         for companion in companions:
             results.update(companion or {})
-        report.log_results(self._name, results, per_class, self._size_limits)
+        header = {
+            "dataset": self._name,
+            "oracle": self._oracle,
+            "images": len(images),
+            "size_limits": self._size_limits,
+        }
+        report.log_results(header, results, per_class)
         if self._output_dir is not None:
             report.write_predictions(
                 self._output_dir / "panoptic.json", self._truth_header, [r.pred for r in images]
             )
-            report.write_results(
-                self._output_dir, self._name, results, per_class, images, self._size_limits
-            )
+            report.write_results(self._output_dir, header, results, per_class, images)
         return results
 
     def _official_stat(self, result):

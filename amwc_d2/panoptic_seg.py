@@ -24,11 +24,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amwc_d2.affinity_loss import affinity_loss, affinity_targets
-from amwc_d2.amwc_layer import SolverSettings, solve
+from amwc_d2.amwc_layer import SolverSettings, solve, to_arrays
 from amwc_d2.config import STAGES
 from amwc_d2.costs import Costs, check_finite
 from amwc_d2.datasets import check_panoptic_metadata
 from amwc_d2.end_to_end_loss import EndToEndLoss, Truth
+from amwc_d2.oracle import ORACLES, missing_truth, oracle_costs
 from amwc_d2.post_processing import (
     panoptic_result,
     panoptic_to_instances,
@@ -36,6 +37,7 @@ from amwc_d2.post_processing import (
     upsample_labels,
 )
 from amwc_d2.pq_loss import VOID
+from amwc_d2.solver_cython import lower_bound
 
 TRAINED_LAYERS = ("classifiers", "heads", "decoders", "all")
 
@@ -80,8 +82,11 @@ class AMWCPanoptic(nn.Module):
         trained_layers: str = "classifiers",
         learn_cost_scales: bool = False,
         cross_entropy_weight: float = 0.0,
+        bfloat16: bool = False,
         thing_area: int = 200,
         stuff_area: int = 2048,
+        oracle: str = "",
+        report_bound: bool = False,
     ):
         """
         Args:
@@ -101,10 +106,13 @@ class AMWCPanoptic(nn.Module):
                 decoders), "decoders" (those too) or "all".
             learn_cost_scales: train the scales and offsets of ``costs`` in stage 2.
             cross_entropy_weight: weight that stage 1's losses have in stage 2.
+            bfloat16: train the network in that precision; losses, costs and solver in float32.
             thing_area, stuff_area: smaller segments become void, in pixels of the image.
+            oracle: costs that the ground truth replaces at inference (``oracle.ORACLES``).
+            report_bound: bound the optimum of every multiway cut at inference.
 
         Raises:
-            ValueError: an unknown stage or set of layers.
+            ValueError: an unknown stage, set of layers or oracle.
         """
         super().__init__()
         if stage not in STAGES:
@@ -113,6 +121,8 @@ class AMWCPanoptic(nn.Module):
             raise ValueError(
                 f"MODEL.AMWC.TRAINED_LAYERS must be one of {TRAINED_LAYERS}, got '{trained_layers}'"
             )
+        if oracle not in ORACLES:
+            raise ValueError(f"MODEL.AMWC.ORACLE must be one of {ORACLES}, got '{oracle}'")
         self.backbone = backbone
         self.sem_seg_head = sem_seg_head
         self.ins_embed_head = ins_embed_head
@@ -128,11 +138,16 @@ class AMWCPanoptic(nn.Module):
         self.affinity_top_k = affinity_top_k
         self.stage = stage
         self.cross_entropy_weight = cross_entropy_weight
+        self.bfloat16 = bfloat16
         self.thing_area = thing_area
         self.stuff_area = stuff_area
+        self.oracle = oracle
+        self.report_bound = report_bound
 
         for p in self.costs.parameters():
             p.requires_grad = stage == "end_to_end" and learn_cost_scales
+        if bfloat16:
+            self.to(memory_format=torch.channels_last)
         if stage == "end_to_end" and trained_layers != "all":
             self._freeze_all_but(trained_layers)
 
@@ -176,6 +191,7 @@ class AMWCPanoptic(nn.Module):
                 pq_weight=amwc.PQ_LOSS.WEIGHT,
                 surrogate=amwc.PQ_LOSS.SURROGATE,
                 miss_weight=amwc.PQ_LOSS.MISS_WEIGHT,
+                full_resolution=amwc.PQ_LOSS.FULL_RESOLUTION,
                 separate_weight=amwc.SEPARATE_LOSS.WEIGHT,
                 fenchel_young_weight=amwc.FENCHEL_YOUNG_LOSS.WEIGHT,
                 fenchel_young_noise=amwc.FENCHEL_YOUNG_LOSS.NOISE,
@@ -191,8 +207,11 @@ class AMWCPanoptic(nn.Module):
             "trained_layers": amwc.TRAINED_LAYERS,
             "learn_cost_scales": amwc.LEARN_COST_SCALES,
             "cross_entropy_weight": amwc.CROSS_ENTROPY_LOSS.WEIGHT,
+            "bfloat16": amwc.BFLOAT16,
             "thing_area": amwc.THING_AREA,
             "stuff_area": amwc.STUFF_AREA,
+            "oracle": amwc.ORACLE,
+            "report_bound": cfg.TEST.LOWER_BOUND,
         }
 
     @property
@@ -245,13 +264,14 @@ class AMWCPanoptic(nn.Module):
               solver gives each pixel, before small segments are dropped;
             * ``instances``: the thing segments with masks, boxes, classes and scores;
             * ``amwc``: ``solver_seconds``, ``objective``, ``num_segments`` and ``segments``, the
-              solver's labels on the grid.
+              solver's labels on the grid; with ``TEST.LOWER_BOUND`` also ``lower_bound`` of all
+              solutions' objectives and ``gap``, how far in percent this one may be above it.
         """
         if not self.training:
             return self.label(batched_inputs, self.predict(batched_inputs))
         start = time.perf_counter()
         images = self.preprocess(batched_inputs)
-        class_logits, affinity_logits = self.logits(images.tensor)
+        class_logits, affinity_logits = self.training_logits(images.tensor)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # reading the losses would wait for it as well
         seconds = {"time/network": time.perf_counter() - start}
@@ -294,6 +314,19 @@ class AMWCPanoptic(nn.Module):
         features = self.backbone(images)
         class_logits = self.sem_seg_head.layers(features)
         return class_logits, self.ins_embed_head(features, class_logits)
+
+    def precision(self):
+        """The context for the network: ``bfloat16`` while training, if asked for."""
+        return torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.bfloat16 and self.training
+        )
+
+    def training_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """``logits``, computed in ``precision`` and given in float32."""
+        layout = torch.channels_last if self.bfloat16 else torch.contiguous_format
+        with self.precision():
+            class_logits, affinity_logits = self.logits(images.to(memory_format=layout))
+        return class_logits.float().contiguous(), affinity_logits.float().contiguous()
 
     def predict_costs(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The network's half: normalised, padded images -> node and edge costs.
@@ -350,11 +383,9 @@ class AMWCPanoptic(nn.Module):
         node_costs, edge_costs = self.costs(class_logits, affinity_logits)
         node_costs, edge_costs = self.costs.drop(node_costs, edge_costs, self.solver.generator)
         check_finite(node_costs, edge_costs)
-        segments, *weights = self._on_grid(
-            batched_inputs, "segments", "sem_seg_weights", "affinity_weights"
-        )
+        weights = self._on_grid(batched_inputs, "sem_seg_weights", "affinity_weights")
         truth = Truth(
-            segments.cpu(),
+            self._pad([x["segments"] for x in batched_inputs], VOID).tensor,
             [x["segment_classes"] for x in batched_inputs],
             [x["segment_crowd"] for x in batched_inputs],
             *(weight.cpu() for weight in weights),
@@ -387,6 +418,8 @@ class AMWCPanoptic(nn.Module):
         """Solve, upsample, drop small segments (paper 4.1); see ``forward`` for the results."""
         grid_sizes = self._grid_sizes(prediction.image_sizes)
         costs = prediction.node_costs, prediction.edge_costs
+        if self.oracle:
+            costs = self._true_costs(batched_inputs, *costs)
         solutions = solve(*costs, grid_sizes, self.solver)
         seconds = self.solver.seconds["forward"] / len(solutions)
         results = []
@@ -424,7 +457,25 @@ class AMWCPanoptic(nn.Module):
                     },
                 }
             )
+        if self.report_bound:
+            for result, *cost in zip(results, *(to_arrays(c, grid_sizes) for c in costs)):
+                result["amwc"].update(self._bound(*cost, result["amwc"]["objective"]))
         return results
+
+    def _true_costs(self, batched_inputs, node_costs, edge_costs):
+        """The costs with those of ``oracle`` replaced by the truth that came with the images."""
+        for x in batched_inputs:
+            if "grid_truth" not in x:
+                raise ValueError(missing_truth(x))
+        truths = [x["grid_truth"] for x in batched_inputs]
+        return oracle_costs(node_costs, edge_costs, truths, self.solver.distances, self.oracle)
+
+    def _bound(self, node_costs, edge_costs, objective) -> dict[str, float]:
+        """A bound that no solution is below, and the gap to it in percent of the objective."""
+        bound = lower_bound(
+            node_costs, edge_costs, self.solver.distances, self.solver.partitionable
+        )
+        return {"lower_bound": bound, "gap": 100 * (objective - bound) / max(abs(objective), 1e-9)}
 
     def _full_size(self, class_logits, image_size, output_size):
         """Class logits (K, h, w) as (K, H, W), the way Panoptic-DeepLab enlarges them."""

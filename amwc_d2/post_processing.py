@@ -7,10 +7,8 @@ Shape shorthand in this module:
 """
 
 import torch
-from detectron2.structures import BitMasks, Instances
+from detectron2.structures import Boxes, Instances
 from torch import Tensor
-
-from amwc_d2.edges import cut_edges, edge_ends, edge_exists
 
 
 def upsample_labels(labels: Tensor, stride: int, image_size, output_size) -> Tensor:
@@ -32,6 +30,24 @@ def upsample_labels(labels: Tensor, stride: int, image_size, output_size) -> Ten
     return labels[..., index[0][:, None], index[1]]
 
 
+def sample_cells(labels: Tensor, stride: int, image_size) -> Tensor:
+    """Labels at the centres of the grid's cells: ``upsample_labels`` the other way round.
+
+    Args:
+        labels: (..., H, W), such as ground truth, at any size.
+        stride: pixels of the network's input in a cell.
+        image_size: (height, width) of the input before padding.
+
+    Returns:
+        (..., h, w); a cell whose centre lies beyond the image takes the last pixel's label.
+    """
+    index = []
+    for length, size in zip(labels.shape[-2:], image_size):
+        centre = (torch.arange(-(-size // stride), device=labels.device) + 0.5) * stride
+        index.append((centre * (length / size)).long().clamp(max=length - 1))
+    return labels[..., index[0][:, None], index[1]]
+
+
 def segment_scores(
     classes: Tensor, segments: Tensor, node_costs: Tensor, edge_costs: Tensor, distances
 ) -> Tensor:
@@ -49,21 +65,34 @@ def segment_scores(
         float64 (S,).
     """
     count = int(segments.max()) + 1
-    flat = segments.flatten()
 
-    def mean(index, values):
-        total = torch.bincount(index, values.double(), minlength=count)
-        return total / torch.bincount(index, minlength=count).clamp(min=1)
+    def sums(index, values=None):
+        weights = None if values is None else values.flatten().double()
+        return torch.bincount(index.flatten(), weights, minlength=count)
 
-    node_mean = mean(flat, node_costs.gather(0, classes[None])[0].flatten())
-    exists = edge_exists(*segments.shape, distances, segments.device)
-    cut = cut_edges(segments, distances)
-    anchor, other = zip(*(edge_ends(segments, d) for d in distances))
-    anchor, other = torch.stack(anchor), torch.stack(other)
-    inside = exists & ~cut
-    inside_mean = mean(anchor[inside], edge_costs[inside])
-    leaving = torch.cat([anchor[cut], other[cut]])  # a cut edge leaves both its segments
-    leaving_mean = mean(leaving, edge_costs[cut].repeat(2))
+    def mean(total, number):
+        return torch.where(number > 0, total / number.clamp(min=1), 0.0)
+
+    # Sum and number of the edges that each cell anchors; the few that are cut are picked out.
+    edge_sum = torch.zeros(segments.shape, dtype=torch.float64)
+    edge_number = torch.zeros_like(segments)
+    cuts = []
+    for d, of_distance in zip(distances, edge_costs):
+        for dim, costs in ((1, of_distance[0]), (0, of_distance[1])):
+            d = min(d, segments.shape[dim])
+            length = segments.shape[dim] - d
+            anchor, other = segments.narrow(dim, 0, length), segments.narrow(dim, d, length)
+            costs = costs.narrow(dim, 0, length)
+            edge_sum.narrow(dim, 0, length).add_(costs)
+            edge_number.narrow(dim, 0, length).add_(1)
+            cut = anchor != other
+            cuts.append((anchor[cut], other[cut], costs[cut]))
+    anchor, other, cut_costs = map(torch.cat, zip(*cuts))
+    cut_sum, cut_number = sums(anchor, cut_costs), sums(anchor)
+
+    node_mean = mean(sums(segments, node_costs.gather(0, classes[None])), sums(segments))
+    inside_mean = mean(sums(segments, edge_sum) - cut_sum, sums(segments, edge_number) - cut_number)
+    leaving_mean = mean(cut_sum + sums(other, cut_costs), cut_number + sums(other))
     certainty = inside_mean - leaving_mean - node_mean
     return 0.5 * (1 + certainty / (1 + certainty.abs()))
 
@@ -105,16 +134,36 @@ def panoptic_result(
 
 
 def panoptic_to_instances(panoptic_seg: Tensor, segments_info) -> Instances:
-    """The thing segments as Detectron2 ``Instances`` with masks, boxes, classes and scores."""
+    """The thing segments as Detectron2 ``Instances`` with masks, boxes, classes and scores.
+
+    Args:
+        panoptic_seg, segments_info: as from ``panoptic_result``, so that ids are 1, 2, 3 ...
+    """
     things = [segment for segment in segments_info if segment["isthing"]]
-    device = panoptic_seg.device
-    ids = torch.tensor([s["id"] for s in things], dtype=torch.int32, device=device)
-    masks = panoptic_seg[None] == ids[:, None, None]
-    instances = Instances(tuple(panoptic_seg.shape))
-    instances.pred_masks = masks
-    instances.pred_boxes = BitMasks(masks).get_bounding_boxes()
+    device, (height, width) = panoptic_seg.device, panoptic_seg.shape
+    ids = torch.tensor([s["id"] for s in things], dtype=torch.int64, device=device)
+    count = len(things) + 1  # 0: everything else
+    number = torch.zeros(len(segments_info) + 1, dtype=torch.int64, device=device)
+    number[ids] = torch.arange(1, count, device=device)
+    number = number[panoptic_seg.long()]
+
+    masks = torch.zeros(count, height * width, dtype=torch.bool, device=device)
+    masks.scatter_(0, number.view(1, -1), True)
+    x0, x1 = _extent(number, torch.arange(width, device=device), count)
+    y0, y1 = _extent(number, torch.arange(height, device=device)[:, None], count)
+    instances = Instances((height, width))
+    instances.pred_masks = masks[1:].view(-1, height, width)
+    instances.pred_boxes = Boxes(torch.stack([x0, y0, x1, y1], dim=1)[1:].float())
     instances.pred_classes = torch.tensor(
         [s["category_id"] for s in things], dtype=torch.int64, device=device
     )
     instances.scores = torch.tensor([s["score"] for s in things], device=device)
     return instances
+
+
+def _extent(number: Tensor, coordinate: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The first coordinate at which each number stands, and one more than the last."""
+    length = coordinate.numel()
+    occurs = torch.zeros(count, length, dtype=torch.uint8, device=number.device)
+    occurs[number, coordinate] = 1
+    return occurs.argmax(dim=1), length - occurs.flip(1).argmax(dim=1)

@@ -30,7 +30,7 @@ class Channels:
         predicted: int64 (J,), the predicted segment, -1 = a missed object.
         truth: int64 (J,), the ground-truth segment, -1 = unmatched prediction.
         ignored: bool (J,), prediction that lies mostly on void or crowd: neither right nor wrong.
-        areas: int64 (J,), cells: of the true segment where there is one, else of the predicted one.
+        areas: (J,), area of the true segment where there is one, else of the predicted one.
     """
 
     classes: np.ndarray
@@ -144,8 +144,8 @@ def pq_surrogate_loss(
 
     Args:
         prediction: float (N, J, H, W), predicted masks; the gradient flows to these.
-        truth: float (N, J, H, W), true masks in the same channels.
-        weight: float (N, H, W), 0 on void, crowd and padding.
+        truth: float (N, J, H, W), true masks in the same channels: share of the cell in [0, 1].
+        weight: float (N, H, W), share of the cell that is neither void nor crowd nor padding.
         channel_class: int64 (N, J), class of each channel, -1 = padding.
         area_threshold: float (K,), the small-segment threshold of each class, in cells.
         surrogate: one of ``SURROGATES``.
@@ -159,9 +159,9 @@ def pq_surrogate_loss(
     present = channel_class >= 0
     if ignored is not None:
         present = present & ~ignored
-    weighted = prediction * weight[:, None]
-    intersection = (weighted * truth).sum((2, 3))
-    union = (weighted * (1 - truth)).sum((2, 3)) + (truth * weight[:, None]).sum((2, 3))
+    truth = torch.minimum(truth, weight[:, None])
+    intersection = (prediction * truth).sum((2, 3))
+    union = (prediction * weight[:, None]).sum((2, 3)) + truth.sum((2, 3)) - intersection
     u = intersection / union.clamp(min=1)
     h = soft_threshold(u)
 

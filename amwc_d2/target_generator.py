@@ -47,7 +47,7 @@ class AMWCTargetGenerator:
 
     @classmethod
     def from_config(cls, cfg):
-        meta = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
+        meta = MetadataCatalog.get((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)[0])
         return cls(
             ignore_label=meta.ignore_label,
             thing_ids=meta.thing_dataset_id_to_contiguous_id.values(),

@@ -25,6 +25,7 @@ from detectron2.utils import comm
 from amwc_d2.checkpoint import AMWCCheckpointer
 from amwc_d2.evaluation import build_evaluator
 from amwc_d2.inference import evaluate
+from amwc_d2.oracle import OracleMapper
 from amwc_d2.target_generator import AMWCDatasetMapper, AMWCTargetGenerator
 from amwc_d2.timing import PartTimeWriter
 
@@ -79,13 +80,16 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
-        """Images without targets, in order, ``TEST.IMS_PER_BATCH`` at a time in each process."""
+        """Images in order, ``TEST.IMS_PER_BATCH`` at a time in each process.
+
+        Without targets, unless ``MODEL.AMWC.ORACLE`` asks for the ground truth.
+        """
         dicts = get_detection_dataset_dicts(dataset_name, filter_empty=False)
         # Detectron2's mapper would read (and for Cityscapes require) every semantic label file.
         dicts = [{k: v for k, v in d.items() if k != "sem_seg_file_name"} for d in dicts]
         return build_detection_test_loader(
             dicts,
-            mapper=DatasetMapper(cfg, is_train=False),
+            mapper=OracleMapper(cfg) if cfg.MODEL.AMWC.ORACLE else DatasetMapper(cfg, False),
             batch_size=cfg.TEST.IMS_PER_BATCH,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
@@ -208,7 +212,8 @@ def check_stage(cfg):
         raise ValueError(
             "SOLVER.AMP.ENABLED is True, but the gradient through the solver is not linear in the "
             "incoming one, so that a scaled loss gives a wrong gradient. Set SOLVER.AMP.ENABLED "
-            "False in stage 2 (MODEL.AMWC.STAGE 'end_to_end')."
+            "False in stage 2 (MODEL.AMWC.STAGE 'end_to_end'); MODEL.AMWC.BFLOAT16 True trains the "
+            "network in lower precision without scaling the loss."
         )
     if not cfg.MODEL.WEIGHTS:
         logger.warning(
@@ -273,16 +278,3 @@ def build_train_augmentations(cfg):
         horizontal = cfg.INPUT.RANDOM_FLIP == "horizontal"
         augmentations.append(T.RandomFlip(horizontal=horizontal, vertical=not horizontal))
     return augmentations
-
-
-def use_available_device(cfg, num_gpus):
-    """Set ``MODEL.DEVICE`` to "cpu" when no GPU is there or none was asked for, and say so.
-
-    Args:
-        cfg (CfgNode): changed in place; not frozen yet.
-        num_gpus (int): ``--num-gpus``; 0 asks for the CPU.
-    """
-    if cfg.MODEL.DEVICE.startswith("cuda") and (num_gpus == 0 or not torch.cuda.is_available()):
-        reason = "--num-gpus 0" if num_gpus == 0 else "no CUDA device was found"
-        logger.info("Running on the CPU (%s).", reason)
-        cfg.MODEL.DEVICE = "cpu"

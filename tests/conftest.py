@@ -6,6 +6,7 @@ import. Subprocesses inherit it.
 
 import contextlib
 import io
+import json
 import os
 import signal
 import tempfile
@@ -55,6 +56,44 @@ def toy_root():
     from amwc_d2.toy_dataset import make_toy_dataset
 
     return make_toy_dataset(DATASETS / "toy", num_train=12, num_val=6)
+
+
+@pytest.fixture
+def register_scenes(tmp_path):
+    """A function that writes and registers a COCO-panoptic dataset, gone after the test.
+
+    It takes scenes, pairs of ids (H, W) and segments_info, and categories, and returns the name;
+    image i is grey.
+    """
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+    from panopticapi.utils import id2rgb
+    from PIL import Image
+
+    from amwc_d2 import register_panoptic_dataset
+
+    names = []
+
+    def register(scenes, categories):
+        name = f"made_up_{len(names)}"
+        folder = tmp_path / name
+        (folder / "images").mkdir(parents=True)
+        (folder / "png").mkdir()
+        annotations = []
+        for i, (ids, segments_info) in enumerate(scenes):
+            file = f"{i:04d}.png"
+            Image.fromarray(id2rgb(ids)).save(folder / "png" / file)
+            Image.new("RGB", ids.shape[::-1], "grey").save(folder / "images" / file)
+            annotations.append({"image_id": i, "file_name": file, "segments_info": segments_info})
+        truth = {"annotations": annotations, "categories": categories}
+        (folder / "truth.json").write_text(json.dumps(truth))
+        register_panoptic_dataset(name, folder / "images", folder / "png", folder / "truth.json")
+        names.append(name)
+        return name
+
+    yield register
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,8 @@
 
 import itertools
 import json
-import sys
 
+import calibrate
 import numpy as np
 import pytest
 import torch
@@ -12,16 +12,6 @@ from test_amwc_layer import DISTANCES, scene, settings
 from amwc_d2.costs import Costs
 from amwc_d2.edges import cut_edges
 from amwc_d2.end_to_end_loss import Truth
-
-
-@pytest.fixture
-def tool(repository, monkeypatch):
-    monkeypatch.syspath_prepend(str(repository / "tools"))
-    import calibrate
-
-    yield calibrate
-    for name in ("calibrate", "network_outputs"):
-        sys.modules.pop(name, None)
 
 
 def batch(seed, spoil):
@@ -33,11 +23,11 @@ def batch(seed, spoil):
     return -2.0 * node, 2.0 * edge - spoil, [(8, 10), (8, 10)], truth
 
 
-def test_search_finds_a_spoilt_offset(tool):
-    quality = tool.GridQuality(settings(), np.zeros(3))
+def test_search_finds_a_spoilt_offset():
+    quality = calibrate.Quality(settings(), np.zeros(3))
     search, check = [batch(s, 3.0) for s in range(4)], [batch(s, 3.0) for s in range(4, 8)]
     start = Costs(3, len(DISTANCES))
-    fitted, history = tool.fit(start, quality, search, check, rounds=3)
+    fitted, history = calibrate.fit(start, quality, search, check, rounds=3)
     assert history[0]["search"] == quality(start, search)
     assert all(a["search"] <= b["search"] for a, b in itertools.pairwise(history))
     assert quality(fitted, check) == max(h["check"] for h in history)
@@ -46,7 +36,7 @@ def test_search_finds_a_spoilt_offset(tool):
     assert (start.edge_offset == 0).all() and (start.edge_scale == 1).all()
 
 
-def test_quality_on_the_grid(tool):
+def test_quality_on_the_grid():
     """Perfect costs have PQ 100; rejecting what is small costs its recall; void is not judged."""
     node, edge, _, truth = batch(0, 0.0)
     classes = truth.classes[0][truth.segments]
@@ -54,22 +44,22 @@ def test_quality_on_the_grid(tool):
     edge = torch.where(cut_edges(truth.segments, DISTANCES), -9.0, 9.0)
     perfect = [(node, edge, [(8, 10), (8, 10)], truth)]
     costs = Costs(3, len(DISTANCES))
-    assert tool.GridQuality(settings(), np.zeros(3))(costs, perfect) == 100
-    things = tool.GridQuality(settings(), np.array([0, 0, 10]))(costs, perfect)
+    assert calibrate.Quality(settings(), np.zeros(3))(costs, perfect) == 100
+    things = calibrate.Quality(settings(), np.array([0, 0, 10]))(costs, perfect)
     # of the two things, 12 and 8 cells, the second is missed: PQ 1 / 1.5
     assert things == pytest.approx(100 * (2 + 2 / 3) / 3)
     truth.segments[:, 2:6, 7:9] = -1
-    assert tool.GridQuality(settings(), np.zeros(3))(costs, perfect) == pytest.approx(
+    assert calibrate.Quality(settings(), np.zeros(3))(costs, perfect) == pytest.approx(
         100 * (2 + 1 / 1.5) / 3
     )  # the absent true segment still counts as missed
 
 
-def test_tool_writes_a_checkpoint_with_the_fitted_costs(tool, repository, toy_root, tmp_path):
+def test_tool_writes_a_checkpoint_with_the_fitted_costs(repository, toy_root, tmp_path):
     config = repository / "configs/Toy-PanopticSegmentation/amwc_R18.yaml"
     options = ["--config-file", config, "--output", tmp_path / "c.pth", "--num-images", 4]
     options += ["--rounds", 1, "--json", tmp_path / "c.json"]
     opts = ["--opts", "MODEL.WEIGHTS", "", "MODEL.INS_EMBED_HEAD.DISTANCES", "[1, 4]"]
-    tool.main(tool.get_parser().parse_args([str(o) for o in options + opts]))
+    calibrate.main(calibrate.get_parser().parse_args([str(o) for o in options + opts]))
     saved = torch.load(tmp_path / "c.pth", weights_only=True)["model"]
     results = json.loads((tmp_path / "c.json").read_text())
     for name, value in results["costs"].items():

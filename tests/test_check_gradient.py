@@ -2,8 +2,8 @@
 
 import itertools
 import json
-import sys
 
+import check_gradient
 import numpy as np
 import pytest
 import torch
@@ -16,16 +16,6 @@ from amwc_d2.pq_loss import match_segments, one_hot_masks
 from amwc_d2.solver_cython import solve_amwc
 
 HEIGHT, WIDTH = 2, 3
-
-
-@pytest.fixture
-def tool(repository, monkeypatch):
-    monkeypatch.syspath_prepend(str(repository / "tools"))
-    import check_gradient
-
-    yield check_gradient
-    for name in ("check_gradient", "network_outputs"):
-        sys.modules.pop(name, None)
 
 
 class Enumeration:
@@ -117,13 +107,13 @@ def test_estimate_on_tiny_grids_is_the_gradient_of_the_smoothed_loss(estimator):
     assert optimal >= 25, f"the solver found the optimum on {optimal} of {count} problems only"
 
 
-def test_tool_on_a_random_network(tool, repository, toy_root, tmp_path):
+def test_tool_on_a_random_network(repository, toy_root, tmp_path):
     """All parts run; the null test is exact for every estimator but the literal one."""
     config = repository / "configs/Toy-PanopticSegmentation/amwc_R18_e2e.yaml"
     options = ["--config-file", config, "--num-images", 4, "--batch", 2, "--estimators"]
     options += ["warm_start", "same_solver, noise", "literal", "--json", tmp_path / "g.json"]
     opts = ["--opts", "MODEL.WEIGHTS", "", "MODEL.INS_EMBED_HEAD.DISTANCES", "[1, 4]"]
-    tool.main(tool.get_parser().parse_args([str(o) for o in options + opts]))
+    check_gradient.main(check_gradient.get_parser().parse_args([str(o) for o in options + opts]))
     results = json.loads((tmp_path / "g.json").read_text())
     assert results["null_max_abs"]["warm_start"] == 0
     assert results["null_max_abs"]["same_solver, noise"] == 0
@@ -132,14 +122,14 @@ def test_tool_on_a_random_network(tool, repository, toy_root, tmp_path):
     assert set(results["alignment"]) == {"warm_start", "same_solver, noise", "literal"}
 
 
-def test_missing_weights_are_named(tool, repository, toy_root):
+def test_missing_weights_are_named(repository, toy_root):
     config = repository / "configs/Toy-PanopticSegmentation/amwc_R18_e2e.yaml"
     command = ["--config-file", str(config), "--opts", "MODEL.WEIGHTS", "nowhere.pth"]
     with pytest.raises(FileNotFoundError, match=r"MODEL.WEIGHTS 'nowhere.pth' is not there"):
-        tool.main(tool.get_parser().parse_args(command))
+        check_gradient.main(check_gradient.get_parser().parse_args(command))
 
 
-def test_directions_move_costs_by_one(tool):
+def test_directions_move_costs_by_one():
     """A unit step changes the costs that it touches by 1, root mean square."""
     import network_outputs
 
@@ -152,7 +142,7 @@ def test_directions_move_costs_by_one(tool):
         torch.zeros(1, dtype=torch.bool),
     )
     costs = Costs(3, 2)
-    directions = tool.Directions(costs, [output], [1, 4])
+    directions = check_gradient.Directions(costs, [output], [1, 4])
     assert len(directions.names) == 2 + 2 + 3 + 1 and directions.is_edge.sum() == 4
     logits = output.class_logits[None], output.affinity_logits[None]
     before = costs(*logits)

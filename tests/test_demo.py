@@ -1,8 +1,6 @@
 """tools/demo.py: images, folders and datasets in, panels out."""
 
-import runpy
-from types import SimpleNamespace
-
+import demo
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,13 +12,8 @@ CONFIG = "configs/Toy-PanopticSegmentation/amwc_R18.yaml"
 OPTIONS = ["--opts", "MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"]
 
 
-@pytest.fixture(scope="module")
-def demo(repository):
-    return SimpleNamespace(**runpy.run_path(str(repository / "tools" / "demo.py")))
-
-
 @pytest.fixture
-def run(demo, repository, tmp_path):
+def run(repository, tmp_path):
     def run(*args):
         command = ["--config-file", repository / CONFIG, "--output", tmp_path / "out", *args]
         return demo.main(demo.get_parser().parse_args([str(a) for a in [*command, *OPTIONS]]))
@@ -48,7 +41,7 @@ def test_images_and_folders(run, toy_root, tmp_path):
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(p.name for p in panels)
 
 
-def test_the_drawn_costs_are_those_that_were_solved(demo, repository, toy_root):
+def test_the_drawn_costs_are_those_that_were_solved(repository, toy_root):
     args = ["--config-file", str(repository / CONFIG), "--input", "x", "--output", "y", *OPTIONS]
     cfg = demo.setup_cfg(demo.get_parser().parse_args(args))
     predictor = demo.Predictor(cfg)
@@ -68,7 +61,7 @@ def test_the_drawn_costs_are_those_that_were_solved(demo, repository, toy_root):
     assert np.array_equal(solved.segments, prediction["amwc"]["segments"])
 
 
-def test_wrong_input(run, demo, tmp_path):
+def test_wrong_input(run, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere does not exist"):
         run("--input", tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()

@@ -83,11 +83,13 @@ def test_inference_moves_only_the_costs_to_the_solver(fake_gpu):
 
 EXPECTED = {  # where, in the network's and the inference's code, a tensor may move or be read
     "panoptic_seg.py": {
+        "__init__": {"to": 1},  # memory format
+        "training_logits": {"to": 1},  # memory format
         "preprocess": {"to": 1},  # images
         "target": {"to": 1},
         "pretrain_losses": {"tolist": 1},  # numbers for the log
         "_on_grid": {"to": 1},  # targets
-        "end_to_end_loss": {"cpu": 2},  # targets on the grid
+        "end_to_end_loss": {"cpu": 1},  # targets on the grid
         "predict": {"cpu": 1},  # costs
         "label": {"to": 1, "tolist": 2},  # labels; two arrays that are on the CPU
     },
@@ -97,6 +99,7 @@ EXPECTED = {  # where, in the network's and the inference's code, a tensor may m
     "affinity_head.py": {},
     "affinity_loss.py": {},
     "inference.py": {},
+    "oracle.py": {},
 }
 
 

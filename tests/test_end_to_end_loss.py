@@ -10,6 +10,7 @@ from amwc_d2.costs import without_scale
 from amwc_d2.edges import cut_edges, edge_exists
 from amwc_d2.end_to_end_loss import EndToEndLoss, Truth
 from amwc_d2.label_losses import class_loss, cut_loss, edge_weights, fenchel_young_loss
+from amwc_d2.pq_loss import match_segments, one_hot_masks, pq_surrogate_loss
 
 SIZES = [(8, 10), (8, 10)]
 KEYS = {"pq_weight": "loss_pq", "separate_weight": "loss_separate"}
@@ -70,6 +71,41 @@ def test_descent_learns_a_scene(weight):
         history.append(losses[KEYS[weight]].item())
     assert history[0] > 0
     assert min(history) < 0.2 * history[0]
+
+
+def test_full_resolution_is_the_quality_of_the_pixels():
+    """Truth finer than the grid: the loss is that of the labels enlarged to it, cell by cell."""
+    generator = torch.Generator().manual_seed(0)
+    node = torch.randn(1, 3, 8, 10, generator=generator)
+    edge = torch.randn(1, len(DISTANCES), 2, 8, 10, generator=generator)
+    segments = torch.zeros(1, 24, 30, dtype=torch.int64)
+    segments[:, 4:13, 5:17], segments[:, 11:20, 16:28], segments[:, :, :2] = 1, 2, -1
+    truth = Truth(segments, [torch.tensor([0, 2, 2])], [torch.tensor([False, False, True])])
+    solver = settings()
+    criterion = EndToEndLoss(solver, thing_area=-1e6, stuff_area=-1e6)  # all segments are large
+    losses, _ = criterion(node, edge, [(8, 10)], truth)
+
+    solution = solve(node, edge, [(8, 10)], solver)[0]
+    classes, labels = (x.repeat(3, 0).repeat(3, 1) for x in (solution.classes, solution.segments))
+    valid = truth.valid([(24, 30)])
+    found = match_segments(
+        classes, labels, segments[0].numpy(), truth.classes[0].numpy(), valid[0].numpy()
+    )
+    masks = [
+        one_hot_masks(z, channels, len(found))[None]
+        for z, channels in ((torch.from_numpy(labels), found.predicted), (segments[0], found.truth))
+    ]
+    expected = pq_surrogate_loss(
+        *masks,
+        valid.float(),
+        torch.from_numpy(found.classes)[None],
+        torch.full((3,), -1e6),
+        miss_weight=0.1,
+        ignored=torch.from_numpy(found.ignored)[None],
+    )
+    assert losses["loss_pq"].item() == pytest.approx(expected.item(), abs=1e-6)
+    on_grid = EndToEndLoss(solver, thing_area=-1e6, stuff_area=-1e6, full_resolution=False)
+    assert on_grid(node, edge, [(8, 10)], truth)[0]["loss_pq"].item() != expected.item()
 
 
 def test_losses_add_up_by_weight():

@@ -26,7 +26,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from scipy import ndimage
 
-from amwc_d2 import segment_metrics
+from amwc_d2 import add_amwc_config, segment_metrics
 from amwc_d2.cityscapes_evaluation import _UPSTREAM_NAME, alias_cityscapesscripts
 from amwc_d2.datasets import register_panoptic_dataset
 from amwc_d2.evaluation import AMWCPanopticEvaluator, build_evaluator, grid_ceiling
@@ -99,34 +99,9 @@ def disturbed(rng, ids, segments_info):
 
 
 @pytest.fixture
-def make_dataset(tmp_path):
+def make_dataset(register_scenes):
     """A function that writes scenes [(ids, segments_info)] and registers them; returns the name."""
-    names = []
-
-    def make(scenes, categories=CATEGORIES):
-        name = f"made_up_{len(names)}"
-        folder = tmp_path / name
-        (folder / "images").mkdir(parents=True)
-        (folder / "png").mkdir()
-        annotations = []
-        for i, (ids, segments_info) in enumerate(scenes):
-            Image.fromarray(id2rgb(ids)).save(folder / "png" / f"{i:04d}.png")
-            Image.fromarray(np.zeros((*ids.shape, 3), np.uint8)).save(
-                folder / "images" / f"{i:04d}.png"
-            )
-            annotations.append(
-                {"image_id": i, "file_name": f"{i:04d}.png", "segments_info": segments_info}
-            )
-        truth = {"annotations": annotations, "categories": categories}
-        (folder / "truth.json").write_text(json.dumps(truth))
-        register_panoptic_dataset(name, folder / "images", folder / "png", folder / "truth.json")
-        names.append(name)
-        return name
-
-    yield make
-    for name in names:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    return lambda scenes, categories=CATEGORIES: register_scenes(scenes, categories)
 
 
 def as_output(ids, segments_info, categories=CATEGORIES, scores=None):
@@ -523,6 +498,7 @@ def test_ap_against_instance_annotations(make_dataset, tmp_path):
         thing_dataset_id_to_contiguous_id=numbers, thing_classes=[c["name"] for c in categories[:2]]
     )
     cfg = get_cfg()
+    add_amwc_config(cfg)
     cfg.OUTPUT_DIR = str(tmp_path)
     try:
         evaluator = build_evaluator(cfg, twin)
@@ -613,6 +589,7 @@ def test_wrong_input_is_named(make_dataset):
 
 def test_build_evaluator_refuses_other_datasets():
     cfg = get_cfg()
+    add_amwc_config(cfg)
     with pytest.raises(ValueError, match=r"evaluator_type 'coco'.*panoptic"):
         build_evaluator(cfg, "coco_2017_val")
 

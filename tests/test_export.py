@@ -1,6 +1,5 @@
 """Exported networks give the model's costs, and through the solver its segments."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
+from export_model import describe, export_model
 from scipy.optimize import linear_sum_assignment
 from test_panoptic_seg import load, toy_batch
 
@@ -36,16 +36,6 @@ numpy.save(output, solution.segments)
 
 
 @pytest.fixture(scope="module")
-def export_tool(repository):
-    spec = importlib.util.spec_from_file_location(
-        "export_model", repository / "tools/export_model.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
 def model(repository, toy_root):
     """A model with confident costs: nothing is a matter of the last digit."""
     torch.manual_seed(0)
@@ -66,10 +56,8 @@ def agreement(first, second):
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".ts", ".pt2"])
-def test_costs_are_those_of_the_model(suffix, model, export_tool, tmp_path):
-    assert export_tool.export_model(model, SIZE, tmp_path / f"model{suffix}") < 1e-4 * costs_size(
-        model
-    )
+def test_costs_are_those_of_the_model(suffix, model, tmp_path):
+    assert export_model(model, SIZE, tmp_path / f"model{suffix}") < 1e-4 * costs_size(model)
 
 
 def costs_size(model):
@@ -78,7 +66,7 @@ def costs_size(model):
         return max(float(c.abs().max()) for c in model.predict_costs(torch.randn(1, 3, *SIZE)))
 
 
-def test_onnxruntime_and_solver_give_the_model_s_segments(model, export_tool, repository, tmp_path):
+def test_onnxruntime_and_solver_give_the_model_s_segments(model, repository, tmp_path):
     """In a process that has neither torch nor Detectron2."""
     (image,) = toy_batch([SIZE])
     with torch.no_grad():
@@ -87,8 +75,8 @@ def test_onnxruntime_and_solver_give_the_model_s_segments(model, export_tool, re
     assert expected.max() > 5
 
     onnx, script = tmp_path / "model.onnx", tmp_path / "solve.py"
-    export_tool.export_model(model, SIZE, onnx)
-    description = export_tool.describe(model, load(repository, TOY), SIZE)
+    export_model(model, SIZE, onnx)
+    description = describe(model, load(repository, TOY), SIZE)
     onnx.with_suffix(".json").write_text(json.dumps(description))
     np.save(tmp_path / "image.npy", image["image"].numpy())
     script.write_text(PREPARE_AND_SOLVE)
@@ -108,8 +96,8 @@ def test_eager_costs_and_solver_are_the_model(model):
     assert np.array_equal(solution.segments, result["amwc"]["segments"])
 
 
-def test_wrong_size_and_suffix_are_named(model, export_tool, tmp_path):
+def test_wrong_size_and_suffix_are_named(model, tmp_path):
     with pytest.raises(ValueError, match=r"--size 100 256: .*multiples of \(128, 256\)"):
-        export_tool.export_model(model, (100, 256), tmp_path / "model.onnx")
+        export_model(model, (100, 256), tmp_path / "model.onnx")
     with pytest.raises(ValueError, match=r"suffix must be one of \.onnx, \.ts, \.pt2"):
-        export_tool.export_model(model, SIZE, tmp_path / "model.pb")
+        export_model(model, SIZE, tmp_path / "model.pb")

@@ -2,23 +2,17 @@
 
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-import amwc_d2
+from amwc_d2.config import load_config
 from amwc_d2.target_generator import AMWCTargetGenerator
 from amwc_d2.toy_scenes import CATEGORIES, draw_scene
 
 
 def load(repository, name, *options, keep_weights=False):
-    cfg = get_cfg()
-    amwc_d2.add_amwc_config(cfg)
-    cfg.merge_from_file(str(repository / "configs" / name))
-    if not keep_weights:
-        cfg.MODEL.WEIGHTS = ""
-    cfg.merge_from_list(["MODEL.DEVICE", "cpu", *options])
-    return cfg
+    weights = [] if keep_weights else ["MODEL.WEIGHTS", ""]
+    return load_config(repository / "configs" / name, [*weights, "MODEL.DEVICE", "cpu", *options])
 
 
 def toy_batch(sizes, cfg=None):
@@ -125,6 +119,48 @@ def test_same_seed_same_loss_and_gradient(toy_cfg):
     assert all(torch.equal(a, b) for a, b in zip(runs[0][1], runs[1][1]))
 
 
+@pytest.mark.parametrize("stage", ["pretrain", "end_to_end"])
+def test_bfloat16_trains_alike(stage, toy_cfg):
+    """Losses close to those of float32, gradients finite and of like direction, all in float32."""
+    toy_cfg.MODEL.AMWC.STAGE = stage
+    torch.manual_seed(0)
+    state = build_model(toy_cfg).state_dict()
+    losses, gradients = [], []
+    for bfloat16 in (False, True):
+        toy_cfg.MODEL.AMWC.BFLOAT16 = bfloat16
+        torch.manual_seed(0)  # dropout of the decoders
+        model = build_model(toy_cfg).train()
+        model.load_state_dict(state)
+        with EventStorage():
+            losses.append(model(toy_batch([(64, 128), (50, 90)])))
+        sum(losses[-1].values()).backward()
+        trained = [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]
+        assert all(g.dtype == torch.float32 and g.isfinite().all() for g in trained)
+        gradients.append(torch.cat([g.flatten() for g in trained]))
+    for name, plain in losses[0].items():
+        assert losses[1][name].dtype == torch.float32
+        assert losses[1][name].item() == pytest.approx(plain.item(), rel=0.03), name
+    assert gradients[0].norm() > 0
+    if stage == "pretrain":  # the gradient through the solver is a difference of two solutions
+        assert torch.cosine_similarity(*gradients, dim=0) > 0.9
+
+
+def test_bfloat16_is_for_training_only(toy_cfg):
+    """The costs at inference are those of float32 but for the order of the sums."""
+    torch.manual_seed(0)
+    state = build_model(toy_cfg).state_dict()
+    costs = []
+    for bfloat16 in (False, True):
+        toy_cfg.MODEL.AMWC.BFLOAT16 = bfloat16
+        model = build_model(toy_cfg).eval()
+        model.load_state_dict(state)
+        with torch.no_grad():
+            costs.append(model.predict(toy_batch([(64, 128)])))
+    for part in ("node_costs", "edge_costs"):
+        plain, other = (getattr(prediction, part) for prediction in costs)
+        assert (plain - other).abs().max() < 1e-5 * plain.abs().max()
+
+
 def test_images_without_things_or_labels_keep_every_gradient(toy_cfg):
     """DistributedDataParallel waits for every parameter's gradient."""
     toy_cfg.MODEL.AMWC.STAGE = "end_to_end"
@@ -154,6 +190,7 @@ def test_diverged_network_is_named(toy_cfg):
         ("COST_DROPOUT", 1.0, r"COST_DROPOUT must be in \[0, 1\)"),
         ("ESTIMATOR", "magic", "ESTIMATOR must be one of"),
         ("PQ_LOSS.SURROGATE", "dice", "SURROGATE must be one of"),
+        ("ORACLE", "delphi", "ORACLE must be one of"),
     ],
 )
 def test_wrong_keys_are_named(key, value, message, toy_cfg):

@@ -55,6 +55,8 @@ COMMON = {
     "SOLVER.WEIGHT_DECAY_BIAS": 0.0,
     "SOLVER.AMP.ENABLED": False,
     "MODEL.AMWC.THING_AREA": 200,  # paper 4.1
+    "MODEL.AMWC.BFLOAT16": False,
+    "MODEL.AMWC.ORACLE": "",
     **{
         f"MODEL.{head}.{key}": value
         for head in ("SEM_SEG_HEAD", "INS_EMBED_HEAD")
@@ -102,11 +104,11 @@ SYNC_BN, BN = (
     {f"MODEL.{part}.NORM": norm for part in ("RESNETS", "SEM_SEG_HEAD", "INS_EMBED_HEAD")}
     for norm in ("SyncBN", "BN")
 )
+STAGE_1 = {"MODEL.WEIGHTS": "detectron2://DeepLab/R-52.pkl", "MODEL.AMWC.STAGE": "pretrain"}
 STAGE_2 = {  # paper 4.2, Table 2
     "MODEL.AMWC.STAGE": "end_to_end",
     "MODEL.AMWC.NUM_LAMBDAS": 5,
     "MODEL.AMWC.COST_DROPOUT": 0.1,
-    "SOLVER.IMS_PER_BATCH": 24,
 }
 PAPER_STAGE_2 = {
     **STAGE_2,
@@ -123,92 +125,53 @@ AUTHORS_STAGE_2 = {
     "MODEL.AMWC.LEARN_COST_SCALES": True,
     "MODEL.AMWC.PQ_LOSS.SURROGATE": "authors",
     "MODEL.AMWC.PQ_LOSS.MISS_WEIGHT": 0.0,
-    "SOLVER.MAX_ITER": 20000,
+    "MODEL.AMWC.PQ_LOSS.FULL_RESOLUTION": False,
     "SOLVER.WARMUP_ITERS": 500,
     "SOLVER.CHECKPOINT_PERIOD": 500,
     "TEST.IMS_PER_BATCH": 4,
 }
-STAGE_1 = {"MODEL.WEIGHTS": "detectron2://DeepLab/R-52.pkl", "MODEL.AMWC.STAGE": "pretrain"}
-RECIPES = {
-    ("cityscapes", "amwc_R50"): {
-        **STAGE_1,
-        **SYNC_BN,
-        "MODEL.INS_EMBED_HEAD.DISTANCES": [1, 4, 16, 32, 64, 128],
-        "SOLVER.IMS_PER_BATCH": 12,
-        "SOLVER.MAX_ITER": 250000,
-        "SOLVER.BASE_LR": 0.001,
-        "INPUT.MIN_SIZE_TRAIN": CITYSCAPES_SIZES,
-    },
-    ("cityscapes", "amwc_R50_e2e"): {
-        **PAPER_STAGE_2,
-        **SYNC_BN,
-        "MODEL.INS_EMBED_HEAD.DISTANCES": [1, 4, 16, 32, 64, 128],
-        "MODEL.AMWC.PQ_LOSS.WEIGHT": 10.0,
-        "SOLVER.MAX_ITER": 12000,
-        "SOLVER.BASE_LR": 0.001,
-        "INPUT.MIN_SIZE_TRAIN": tuple(range(512, 2049, 32)),
-    },
-    ("coco", "amwc_R50"): {
-        **STAGE_1,
-        **SYNC_BN,
-        "MODEL.INS_EMBED_HEAD.DISTANCES": [1, 4, 16, 32, 64],
-        "SOLVER.IMS_PER_BATCH": 48,
-        "SOLVER.MAX_ITER": 240000,
-        "SOLVER.BASE_LR": 0.001,
-        "INPUT.MIN_SIZE_TRAIN": COCO_SIZES,
-    },
-    ("coco", "amwc_R50_e2e"): {
-        **PAPER_STAGE_2,
-        **SYNC_BN,
-        "MODEL.INS_EMBED_HEAD.DISTANCES": [1, 4, 16, 32, 64],
-        "MODEL.AMWC.PQ_LOSS.WEIGHT": 100.0,
-        "SOLVER.MAX_ITER": 4000,
-        "SOLVER.BASE_LR": 0.0001,
-        "INPUT.MIN_SIZE_TRAIN": tuple(range(448, 769, 64)),
-    },
-    ("cityscapes", "amwc_R50_authors"): {
-        **STAGE_1,
-        **BN,
-        "MODEL.INS_EMBED_HEAD.DISTANCES": [1, 4, 16, 32, 64],
-        "SOLVER.IMS_PER_BATCH": 12,
-        "SOLVER.MAX_ITER": 50000,
-        "SOLVER.BASE_LR": 0.0001,
-        "INPUT.MIN_SIZE_TRAIN": CITYSCAPES_SIZES,
-        "DATALOADER.NUM_WORKERS": 8,
-    },
-    ("cityscapes", "amwc_R50_authors_e2e"): {
-        **AUTHORS_STAGE_2,
-        **BN,
-        "MODEL.INS_EMBED_HEAD.DISTANCES": [1, 4, 16, 32, 64],
-        "MODEL.AMWC.LAMBDA_RANGE": [1.0, 5000.0],
-        "MODEL.AMWC.PQ_LOSS.WEIGHT": 10.0,
-        "SOLVER.BASE_LR": 0.001,
-        "INPUT.MIN_SIZE_TRAIN": CITYSCAPES_SIZES,
-    },
-    ("coco", "amwc_R50_authors"): {
-        **STAGE_1,
-        **SYNC_BN,
-        "MODEL.INS_EMBED_HEAD.DISTANCES": [1, 4, 16, 32],
-        "SOLVER.IMS_PER_BATCH": 48,
-        "SOLVER.MAX_ITER": 50000,
-        "SOLVER.BASE_LR": 0.0001,
-        "INPUT.MIN_SIZE_TRAIN": COCO_SIZES,
-        "DATALOADER.NUM_WORKERS": 32,
-        "TEST.IMS_PER_BATCH": 24,
-    },
-    ("coco", "amwc_R50_authors_e2e"): {
-        **AUTHORS_STAGE_2,
-        **SYNC_BN,
-        "MODEL.INS_EMBED_HEAD.DISTANCES": [1, 4, 16, 32],
-        "MODEL.AMWC.LAMBDA_RANGE": [1000.0, 5000.0],
-        "MODEL.AMWC.PQ_LOSS.WEIGHT": 100.0,
-        "SOLVER.BASE_LR": 0.0001,
-        "INPUT.MIN_SIZE_TRAIN": (448, 512, 576, 640, 704, 768),
-        "TEST.EVAL_PERIOD": 1000,
-        "DATALOADER.NUM_WORKERS": 4,
-        "SEED": 17867965,
-    },
-}
+COLUMNS = (  # of the rows below, whose last entry holds what else is particular
+    "MODEL.INS_EMBED_HEAD.DISTANCES", "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER", "SOLVER.BASE_LR",
+    "INPUT.MIN_SIZE_TRAIN",
+)  # fmt: skip
+ROWS = {
+    ("cityscapes", "amwc_R50"): (
+        [1, 4, 16, 32, 64, 128], 12, 250000, 0.001, CITYSCAPES_SIZES,
+        {**STAGE_1, **SYNC_BN},
+    ),
+    ("cityscapes", "amwc_R50_e2e"): (
+        [1, 4, 16, 32, 64, 128], 24, 12000, 0.001, tuple(range(512, 2049, 32)),
+        {**PAPER_STAGE_2, **SYNC_BN, "MODEL.AMWC.PQ_LOSS.WEIGHT": 10.0},
+    ),
+    ("coco", "amwc_R50"): (
+        [1, 4, 16, 32, 64], 48, 240000, 0.001, COCO_SIZES,
+        {**STAGE_1, **SYNC_BN},
+    ),
+    ("coco", "amwc_R50_e2e"): (
+        [1, 4, 16, 32, 64], 24, 4000, 0.0001, tuple(range(448, 769, 64)),
+        {**PAPER_STAGE_2, **SYNC_BN, "MODEL.AMWC.PQ_LOSS.WEIGHT": 100.0},
+    ),
+    ("cityscapes", "amwc_R50_authors"): (
+        [1, 4, 16, 32, 64], 12, 50000, 0.0001, CITYSCAPES_SIZES,
+        {**STAGE_1, **BN, "DATALOADER.NUM_WORKERS": 8},
+    ),
+    ("cityscapes", "amwc_R50_authors_e2e"): (
+        [1, 4, 16, 32, 64], 24, 20000, 0.001, CITYSCAPES_SIZES,
+        {**AUTHORS_STAGE_2, **BN, "MODEL.AMWC.LAMBDA_RANGE": [1.0, 5000.0],
+         "MODEL.AMWC.PQ_LOSS.WEIGHT": 10.0},
+    ),
+    ("coco", "amwc_R50_authors"): (
+        [1, 4, 16, 32], 48, 50000, 0.0001, COCO_SIZES,
+        {**STAGE_1, **SYNC_BN, "DATALOADER.NUM_WORKERS": 32, "TEST.IMS_PER_BATCH": 24},
+    ),
+    ("coco", "amwc_R50_authors_e2e"): (
+        [1, 4, 16, 32], 24, 20000, 0.0001, (448, 512, 576, 640, 704, 768),
+        {**AUTHORS_STAGE_2, **SYNC_BN, "MODEL.AMWC.LAMBDA_RANGE": [1000.0, 5000.0],
+         "MODEL.AMWC.PQ_LOSS.WEIGHT": 100.0, "TEST.EVAL_PERIOD": 1000,
+         "DATALOADER.NUM_WORKERS": 4, "SEED": 17867965},
+    ),
+}  # fmt: skip
+RECIPES = {name: {**dict(zip(COLUMNS, row)), **row[-1]} for name, row in ROWS.items()}
 # Small crops, and for time's sake a narrow network; test_full_size runs the real one on "meta".
 SMALL = ["MODEL.RESNETS.STEM_OUT_CHANNELS", 16, "MODEL.RESNETS.WIDTH_PER_GROUP", 8,
          "MODEL.RESNETS.RES2_OUT_CHANNELS", 32,

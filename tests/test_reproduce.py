@@ -11,11 +11,16 @@ import torch
 from detectron2.data import DatasetCatalog
 from detectron2.utils.events import EventStorage
 
+from amwc_d2.config import load_config
+
 TOOLS = (
     "bootstrap", "calibrate", "experiment_rows", "feature_cache", "network_outputs", "reproduce",
     "results_report",
 )  # fmt: skip
-ROWS = ["end to end", "continued cross-entropy"]
+ROWS = [
+    "baseline", "calibrated", "end to end", "continued cross-entropy",
+    "calibrated, then end to end", "baseline, semantic oracle",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -31,12 +36,14 @@ def test_quick_run_resumes_and_reports(load_tool, toy_root, tmp_path):
     command = ["toy", "--quick", "--output", str(tmp_path), "--rows", *ROWS]
     results = reproduce.main(reproduce.get_parser().parse_args(command))
     rows = {run["row"]: run for run in results["runs"]}
-    assert set(rows) == {"baseline", "calibrated", "calibrated, then end to end", *ROWS}
+    assert set(rows) == set(ROWS)
     for row, run in rows.items():
-        trained = row not in ("baseline", "calibrated")
+        trained = row not in ("baseline", "calibrated", "baseline, semantic oracle")
         assert ("curve" in run["figures"]) == trained
         assert 0 <= run["metrics"]["panoptic_seg/PQ"] <= results["ceiling"]["PQ"]
     assert rows["end to end"]["metrics"] != rows["baseline"]["metrics"]
+    oracle = rows["baseline, semantic oracle"]["metrics"]
+    assert oracle["amwc/mIoU"] > rows["baseline"]["metrics"]["amwc/mIoU"]
     compared = {(d["ours"], d["base"]): d["PQ"] for d in results["differences"]}
     gain = compared["end to end", "baseline"]
     assert gain["mean"] == pytest.approx(
@@ -82,15 +89,14 @@ def test_every_option_of_every_row_is_a_key(load_tool, toy_root, tmp_path):
     experiment = reproduce.Experiment(args)
     for options in [*reproduce.ROWS.values(), *reproduce.SEARCH.values()]:
         experiment.config(end_to_end=True, seed=0, options=options)  # KeyError otherwise
-    known = {"baseline", "calibrated", "calibrated, then end to end", *reproduce.ROWS}
-    assert {row for pair in reproduce.COMPARISONS for row in pair} <= known
+    assert {row for pair in reproduce.COMPARISONS for row in pair} <= set(reproduce.ROWS)
 
 
 def test_cached_features_give_the_same_losses_and_results(load_tool, toy_root, repository):
     """A step on the cache is the ordinary step on the same crops."""
     cache, outputs = load_tool("feature_cache"), load_tool("network_outputs")
     config = repository / "configs/Toy-PanopticSegmentation/amwc_R18_e2e.yaml"
-    cfg = outputs.load_config(config, ["MODEL.WEIGHTS", "", "MODEL.AMWC.COST_DROPOUT", 0.0])
+    cfg = load_config(config, ["MODEL.WEIGHTS", "", "MODEL.AMWC.COST_DROPOUT", 0.0])
     torch.manual_seed(0)
     model = outputs.load_model(cfg)
     mapper = cache.AMWCDatasetMapper(
@@ -112,16 +118,16 @@ def test_cached_features_give_the_same_losses_and_results(load_tool, toy_root, r
     (feature,) = cache.cache_inference(cfg, model, samples)
     with torch.no_grad():
         class_logits, affinity_logits = cache.logits(model, [feature])
-        mapped = cache.DatasetMapper(cfg, is_train=False)(samples[0])
+        mapped = cache.OracleMapper(cfg)(samples[0])
         expected = model.logits(model.preprocess([mapped]).tensor)
     torch.testing.assert_close(class_logits, expected[0], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(affinity_logits, expected[1], atol=1e-4, rtol=1e-4)
 
 
 def test_layers_that_are_cached_cannot_train(load_tool, toy_root, repository):
-    cache, outputs = load_tool("feature_cache"), load_tool("network_outputs")
+    cache = load_tool("feature_cache")
     config = repository / "configs/Toy-PanopticSegmentation/amwc_R18_e2e.yaml"
-    cfg = outputs.load_config(config, ["MODEL.AMWC.TRAINED_LAYERS", "decoders"])
+    cfg = load_config(config, ["MODEL.AMWC.TRAINED_LAYERS", "decoders"])
     with pytest.raises(ValueError, match="TRAINED_LAYERS is 'decoders', which trains layers"):
         cache.train(cfg, None, [], [])
 

@@ -238,6 +238,20 @@ def test_warm_start_follows_the_node_costs():
     assert (warm.classes[10:14, 20:24] == 3).all()
 
 
+def test_warm_start_splits_a_segment_where_only_the_whole_part_pays():
+    """No pixel of the right half can leave alone; all of them together cross the weak edges."""
+    node = np.zeros((2, 6, 12), np.float32)
+    node[1, :, :6] = 1.0
+    node[0, :, 6:] = 0.5  # 18 in all
+    edge = np.full((1, 2, 6, 12), 2.0, np.float32)
+    edge[0, 0, :, 5] = 1.0  # 6 in all
+    start = np.zeros((6, 12), int)
+    warm = solve_mwc(node, edge, [1], init=start)
+    assert np.array_equal(warm.classes, np.broadcast_to(np.arange(12) >= 6, (6, 12)))
+    node[0, :, 6:] = 0.1  # 3.6 in all: the cut would cost more
+    assert np.array_equal(solve_mwc(node, edge, [1], init=start).classes, start)
+
+
 def test_copies_of_a_label_are_told_apart_by_the_edges():
     """Two touching squares of one class: with two labels of equal cost, each gets its own."""
     instance = np.zeros((12, 16), int)

@@ -7,20 +7,14 @@ import sys
 import numpy as np
 import pytest
 from reference_solver import is_feasible
+from solver_instances import make_instance, panoptic_quality
+from solver_peers import with_classes
 
 from amwc_d2.solver_cython import solve_amwc
 
 
-@pytest.fixture
-def tools(repository, monkeypatch):
-    """Make the tools importable."""
-    monkeypatch.syspath_prepend(str(repository / "tools"))
-
-
 @pytest.mark.parametrize("kind", ["street", "objects"])
-def test_instances(tools, kind):
-    from solver_instances import make_instance, panoptic_quality
-
+def test_instances(kind):
     instance = make_instance(kind, 48, 64, 5, "medium")
     again = make_instance(kind, 48, 64, 5, "medium")
     for one, other in zip(instance, again):
@@ -36,10 +30,7 @@ def test_instances(tools, kind):
     assert panoptic_quality(instance, solution.classes, solution.segments) > by_class
 
 
-def test_peers_get_the_best_classes(tools):
-    from solver_instances import make_instance
-    from solver_peers import with_classes
-
+def test_peers_get_the_best_classes():
     instance = make_instance("street", 32, 48, 0, "easy")
     classes, segments = with_classes(instance, instance.segments)
     assert is_feasible(classes, segments, instance.partitionable)

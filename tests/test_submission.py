@@ -15,8 +15,8 @@ from panopticapi.utils import rgb2id
 from PIL import Image
 from pycocotools import mask as mask_util
 
-import amwc_d2
-from amwc_d2 import Trainer
+from amwc_d2 import Trainer, add_amwc_config
+from amwc_d2.config import load_config
 from amwc_d2.evaluation import AMWCPanopticEvaluator, build_evaluator
 from amwc_d2.submission import register_test_images
 
@@ -55,6 +55,7 @@ def test_images(fake_cityscapes):
 
 def write_submission(name, records, outputs, folder):
     cfg = get_cfg()
+    add_amwc_config(cfg)
     cfg.OUTPUT_DIR = str(folder)
     writer = build_evaluator(cfg, name)
     writer.reset()
@@ -135,13 +136,11 @@ def test_coco_files(tmp_path):
 
 
 def test_eval_only_writes_a_submission(repository, test_images, tmp_path):
-    cfg = get_cfg()
-    amwc_d2.add_amwc_config(cfg)
-    cfg.merge_from_file(str(repository / "configs/Cityscapes-PanopticSegmentation/amwc_R50.yaml"))
-    cfg.merge_from_list(
+    cfg = load_config(
+        repository / "configs/Cityscapes-PanopticSegmentation/amwc_R50.yaml",
         ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", "INPUT.CROP.SIZE", "(128,256)",
          "INPUT.MIN_SIZE_TEST", "64", "DATALOADER.NUM_WORKERS", "0", "OUTPUT_DIR", str(tmp_path),
-         "DATASETS.TEST", "('cityscapes_fine_panoptic_test',)"]
+         "DATASETS.TEST", "('cityscapes_fine_panoptic_test',)"],
     )  # fmt: skip
     assert Trainer.test(cfg, Trainer.build_model(cfg)) == {}
     annotations = json.loads((tmp_path / "inference/panoptic.json").read_text())["annotations"]

@@ -1,6 +1,5 @@
 """Training of both stages with tools/train_net.py, resuming, and the guards around it."""
 
-import importlib.util
 import json
 import logging
 import subprocess
@@ -9,13 +8,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+import train_net
 from detectron2.config import get_cfg
 from detectron2.engine import default_argument_parser
 from detectron2.structures import BitMasks
 
-import amwc_d2
+from amwc_d2.config import load_config, use_available_device
 from amwc_d2.evaluation import build_evaluator
-from amwc_d2.trainer import Trainer, build_train_augmentations, use_available_device
+from amwc_d2.trainer import Trainer, build_train_augmentations
 
 TOY = "configs/Toy-PanopticSegmentation/amwc_R18{}.yaml"
 QUICK = ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "2", "SOLVER.WARMUP_ITERS", "0",
@@ -24,19 +24,12 @@ QUICK = ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "2", "SOLVER.WARMUP_ITE
 
 def run_train_net(repository, config, *options, flags=()):
     """Run tools/train_net.py in this process, on the CPU."""
-    spec = importlib.util.spec_from_file_location("train_net", repository / "tools/train_net.py")
-    train_net = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(train_net)
     arguments = ["--config-file", str(repository / config), "--num-gpus", "0", *flags, *QUICK]
     train_net.main(default_argument_parser().parse_args([*arguments, *map(str, options)]))
 
 
 def read_config(repository, config, *options):
-    cfg = get_cfg()
-    amwc_d2.add_amwc_config(cfg)
-    cfg.merge_from_file(str(repository / config))
-    cfg.merge_from_list([*QUICK, *map(str, options)])
-    return cfg
+    return load_config(repository / config, [*QUICK, *map(str, options)])
 
 
 def weights(folder):
@@ -126,7 +119,7 @@ def test_resume_of_another_stage_is_refused(repository, stage1):
 # ---------------------------------------------------------------------------- guards
 def test_stage_2_refuses_mixed_precision(repository, toy_root):
     cfg = read_config(repository, TOY.format("_e2e"), "SOLVER.AMP.ENABLED", True)
-    with pytest.raises(ValueError, match=r"SOLVER.AMP.ENABLED False"):
+    with pytest.raises(ValueError, match=r"SOLVER.AMP.ENABLED False.*AMWC.BFLOAT16 True"):
         Trainer(cfg)
 
 

@@ -1,12 +1,12 @@
 """Weights from elsewhere: torchvision's ResNet, Panoptic-DeepLab's zoo."""
 
-import importlib.util
 import logging
 import pickle
 
 import pytest
 import torch
 import torchvision
+from convert_weights import convert_resnet
 from detectron2.config import get_cfg
 from detectron2.modeling import build_backbone, build_model
 from test_panoptic_seg import load
@@ -16,17 +16,8 @@ from amwc_d2.checkpoint import AMWCCheckpointer
 TOY = "Toy-PanopticSegmentation/amwc_R18.yaml"
 
 
-@pytest.fixture(scope="module")
-def convert_resnet(repository):
-    path = repository / "tools/convert_weights.py"
-    spec = importlib.util.spec_from_file_location("convert_weights", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.convert_resnet
-
-
 @pytest.mark.parametrize("depth", [18, 50])
-def test_converted_torchvision_resnet_computes_the_same(depth, convert_resnet, tmp_path):
+def test_converted_torchvision_resnet_computes_the_same(depth, tmp_path):
     theirs = getattr(torchvision.models, f"resnet{depth}")(weights=None).eval()
     for name, buffer in theirs.named_buffers():
         if "running" in name:
@@ -51,7 +42,7 @@ def test_converted_torchvision_resnet_computes_the_same(depth, convert_resnet, t
         torch.testing.assert_close(found["res5"], x, rtol=1e-3, atol=1e-3 * float(x.abs().max()))
 
 
-def test_another_network_is_refused(convert_resnet):
+def test_another_network_is_refused():
     with pytest.raises(ValueError, match=r"'encoder.weight' is no tensor of a torchvision"):
         convert_resnet({"encoder.weight": torch.zeros(1)})
 

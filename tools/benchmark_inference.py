@@ -9,7 +9,6 @@ scenes of the given size, and prints wall seconds an image and the ratio to the 
 nothing is left to overlap. Needs an otherwise idle machine.
 """
 
-import argparse
 import json
 import statistics
 import time
@@ -18,11 +17,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import get_cfg
-from detectron2.modeling import build_model
+from command_line import model_parser
+from network_outputs import load_model
 
-from amwc_d2 import add_amwc_config
+from amwc_d2.config import load_config
 from amwc_d2.inference import run_inference
 from amwc_d2.toy_scenes import draw_scene
 
@@ -63,24 +61,15 @@ def measure(model, batches):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", required=True)
+    parser = model_parser(__doc__)
     parser.add_argument("--size", nargs=2, type=int, default=(128, 256), metavar=("H", "W"))
     parser.add_argument("--batches", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3, help="the median ratio counts")
     parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[])
     args = parser.parse_args()
 
-    cfg = get_cfg()
-    add_amwc_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
-    model = build_model(cfg).eval()
-    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    model = load_model(load_config(args.config_file, args.opts)).eval()
     batches = make_batches(args.batches, args.batch_size, args.size)
     measure(model, batches[:2])  # warm up
     runs = [measure(model, batches) for _ in range(args.repeats)]

@@ -9,13 +9,12 @@ with them. The network runs once; a step of the search only solves.
     tools/calibrate.py --config-file configs/Toy-PanopticSegmentation/amwc_R18.yaml \\
         --output calibrated.pth --opts MODEL.WEIGHTS output/toy/amwc_R18/model_final.pth
 
-PQ is the true one (IoU above one half, small segments rejected, sums over all images), but on the
-solver's grid. Half of the images are searched on; the other half only decide whether a whole round
-of the search is kept, so that noise is not. Images that stage 1 has not seen are better still: the
-network is more certain of those that it was trained on.
+PQ is the true one (IoU above one half, small segments rejected, sums over all images). Half of the
+images are searched on; the other half only decide whether a whole round of the search is kept, so
+that noise is not. Images that stage 1 has not seen are better still: the network is more certain of
+those that it was trained on.
 """
 
-import argparse
 import json
 import logging
 from dataclasses import dataclass
@@ -23,12 +22,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from command_line import model_parser
 from detectron2.utils.logger import setup_logger
 from network_outputs import (
     Output,
     collate,
     commit,
-    load_config,
     load_model,
     network_outputs,
     pick_images,
@@ -38,7 +37,9 @@ from tqdm import tqdm
 
 from amwc_d2 import segment_metrics
 from amwc_d2.amwc_layer import SolverSettings, solve
+from amwc_d2.config import load_config
 from amwc_d2.costs import Costs
+from amwc_d2.end_to_end_loss import enlarged
 
 logger = logging.getLogger("amwc_d2.calibrate")
 STEP = 0.5  # nats of an offset, and logarithm of a scale, in the first round; halved when stuck
@@ -46,29 +47,22 @@ BATCH = 24
 
 
 def get_parser():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="the model's config")
+    parser = model_parser(__doc__)
     parser.add_argument("--output", required=True, metavar="FILE", help="the checkpoint to write")
     parser.add_argument("--dataset", help="images to fit to (default: DATASETS.TRAIN)")
     parser.add_argument("--num-images", type=int, default=240, help="drawn from it (default: 240)")
     parser.add_argument("--rounds", type=int, default=4, help="over all parameters (default: 4)")
     parser.add_argument("--json", metavar="FILE", help="write what was fitted there")
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",
-        help="config options, last on the line; MODEL.WEIGHTS is the checkpoint",
-    )  # fmt: skip
     return parser
 
 
 @dataclass
-class GridQuality:
-    """True PQ of the solutions on the grid.
+class Quality:
+    """True PQ of the solutions, in the pixels of the network's input.
 
     Attributes:
         solver: how to solve.
-        min_area: (K,), segments with fewer cells are rejected.
+        min_area: (K,), segments with fewer pixels are rejected.
     """
 
     solver: SolverSettings
@@ -81,18 +75,24 @@ class GridQuality:
         for *logits, sizes, truth in batches:
             solutions = solve(*costs(*logits), sizes, self.solver)
             for n, solution in enumerate(solutions):
-                h, w = solution.segments.shape
-                true = truth.segments[n, :h, :w].numpy()
+                stride = truth.segments.shape[-1] // logits[0].shape[-1]
+                h, w = (stride * side for side in solution.segments.shape)
                 records.append(
-                    self.compare(solution, true, truth.classes[n].numpy(), truth.crowd[n].numpy())
+                    self.compare(
+                        enlarged(solution.classes, stride),
+                        enlarged(solution.segments, stride),
+                        truth.segments[n, :h, :w].numpy(),
+                        truth.classes[n].numpy(),
+                        truth.crowd[n].numpy(),
+                    )
                 )
         return segment_metrics.panoptic_quality(np.concatenate(records), range(len(self.min_area)))
 
-    def compare(self, solution, true, true_classes, true_crowd):
-        """Records (``segment_metrics.RECORD``) of one image; true: (H, W), -1 = void."""
-        area = np.bincount(solution.segments.ravel())
+    def compare(self, classes, segments, true, true_classes, true_crowd):
+        """Records (``segment_metrics.RECORD``) of one image; true: segments, -1 = void."""
+        area = np.bincount(segments.ravel())
         of_segment = np.zeros(len(area), np.int64)
-        of_segment[solution.segments.ravel()] = solution.classes.ravel()
+        of_segment[segments.ravel()] = classes.ravel()
         kept = np.flatnonzero(area >= self.min_area[of_segment])
         number = np.zeros(len(area), np.int64)
         number[kept] = 1 + np.arange(len(kept))
@@ -102,9 +102,7 @@ class GridQuality:
             for k, crowd, cells in zip(true_classes, true_crowd, true_area)
         ]
         pred_info = [{"category_id": int(of_segment[i])} for i in kept]
-        return segment_metrics.match_segments(
-            true + 1, number[solution.segments], true_info, pred_info
-        )
+        return segment_metrics.match_segments(true + 1, number[segments], true_info, pred_info)
 
 
 def moves(costs: Costs):
@@ -182,11 +180,8 @@ def calibrate(cfg, model, samples, rounds: int = 4) -> list[dict]:
         the history of the search: PQ of each round on either half.
     """
     outputs = network_outputs(cfg, model, samples)
-    cells = model.stride**2
-    things = model.solver.partitionable
-    quality = GridQuality(
-        model.solver, np.where(things, model.thing_area, model.stuff_area) / cells
-    )
+    min_area = np.where(model.solver.partitionable, model.thing_area, model.stuff_area)
+    quality = Quality(model.solver, min_area)
     fitted, history = fit(
         model.costs, quality, batches_of(outputs[::2]), batches_of(outputs[1::2]), rounds
     )

@@ -14,7 +14,6 @@ Two figures for every estimator, on what a trained network makes of training ima
     tools/check_gradient.py --json gradient.json --opts MODEL.WEIGHTS model_final.pth
 """
 
-import argparse
 import json
 import logging
 import time
@@ -23,15 +22,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from command_line import model_parser
 from detectron2.utils.logger import setup_logger
-from network_outputs import collate, commit, load_config, load_model, network_outputs, pick_images
+from network_outputs import collate, commit, load_model, network_outputs, pick_images
 from tabulate import tabulate
 from tqdm import tqdm
 
+from amwc_d2.config import load_config
 from amwc_d2.costs import Costs
 
 logger = logging.getLogger("amwc_d2.check_gradient")
-TOY = Path(__file__).resolve().parent.parent / "configs/Toy-PanopticSegmentation/amwc_R18_e2e.yaml"
+TOY = "configs/Toy-PanopticSegmentation/amwc_R18_e2e.yaml"
 
 # Name in the table -> changes to the config's solver settings.
 ESTIMATORS = {
@@ -57,10 +58,7 @@ ESTIMATORS = {
 
 
 def get_parser():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", default=str(TOY), help="stage 2's (default: toy set)")
+    parser = model_parser(__doc__, config_file=TOY)
     parser.add_argument("--num-images", type=int, default=240, help="training images (default 240)")
     parser.add_argument("--batch", type=int, default=24, help="images that share one loss")
     parser.add_argument("--step", type=float, default=0.2, help="of the differences (default 0.2)")
@@ -68,10 +66,6 @@ def get_parser():
         "--estimators", nargs="+", choices=ESTIMATORS, default=list(ESTIMATORS), metavar="NAME"
     )
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",
-        help="config options, last on the line; MODEL.WEIGHTS is a checkpoint of stage 1",
-    )  # fmt: skip
     return parser
 
 

@@ -5,22 +5,20 @@ A panel holds the image, the ground truth if there is one (--dataset), the panop
 the cuts; with --costs also the class costs and the affinities that the solver was given.
 """
 
-import argparse
 import logging
 from pathlib import Path
 
 import torch
-from detectron2.config import get_cfg
+from command_line import model_parser
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from detectron2.utils.logger import setup_logger
 from PIL import Image
 from tqdm import tqdm
 
-from amwc_d2 import add_amwc_config
+from amwc_d2.config import load_config, use_available_device
 from amwc_d2.datasets import check_panoptic_metadata
 from amwc_d2.panoptic_format import IMAGE_SUFFIXES
-from amwc_d2.trainer import use_available_device
 from amwc_d2.visualization import draw_panel, load_image
 
 logger = logging.getLogger("amwc_d2.demo")
@@ -47,27 +45,19 @@ class Predictor(DefaultPredictor):
 
 
 def get_parser():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="the model's config")
+    parser = model_parser(__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", nargs="+", metavar="PATH", help="images, or folders of images")
     source.add_argument("--dataset", metavar="NAME", help="a registered dataset, with ground truth")
     parser.add_argument("--num", type=int, default=8, help="images of the dataset (default: 8)")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the panels")
     parser.add_argument("--costs", action="store_true", help="draw the costs as well")
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",
-        help="config options, last on the line; MODEL.WEIGHTS is the checkpoint",
-    )  # fmt: skip
     return parser
 
 
 def setup_cfg(args):
-    cfg = get_cfg()
-    add_amwc_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
-    use_available_device(cfg, num_gpus=1)
+    cfg = load_config(args.config_file, args.opts)
+    use_available_device(cfg)
     if not cfg.MODEL.WEIGHTS:
         logger.warning("MODEL.WEIGHTS is empty: predictions come from random weights.")
     cfg.freeze()

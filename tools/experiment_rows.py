@@ -5,24 +5,37 @@ Options are keys below MODEL.AMWC, or those of SOLVER, on top of the recipe of s
 
 RECIPES = {
     "toy": {"config": "Toy-PanopticSegmentation/amwc_R18", "held": 120, "copies": 2},
-    "dsb2018": {"config": "DSB2018-PanopticSegmentation/amwc_R18", "held": 60, "copies": 4},
+    "dsb2018": {"config": "DSB2018-PanopticSegmentation/amwc_R18", "held": 60, "copies": 2},
 }
 SEEDS = 3  # of stage 1; stage 2's own seeds come on top
 
 # Row -> options of stage 2 on top of the recipe's. All start from the same checkpoint of stage 1.
-ROWS = {
+CONTROLS = ("baseline", "calibrated")  # nothing trains
+ORACLES = {  # the baseline with true costs, for the first seed
+    "baseline, semantic oracle": ["ORACLE", "semantic"],
+    "baseline, affinity oracle": ["ORACLE", "affinity"],
+}
+REPEATED = {  # for every seed of stage 1
     "end to end": [],
-    "end to end, second seed": [],
     "continued cross-entropy": ["PQ_LOSS.WEIGHT", 0.0, "CROSS_ENTROPY_LOSS.WEIGHT", 1.0],
-    "separate losses": ["PQ_LOSS.WEIGHT", 0.0, "SEPARATE_LOSS.WEIGHT", 10.0],
-    "Fenchel-Young": ["PQ_LOSS.WEIGHT", 0.0, "FENCHEL_YOUNG_LOSS.WEIGHT", 1.0],
-    "PQ and Fenchel-Young": ["FENCHEL_YOUNG_LOSS.WEIGHT", 1.0],
+    "end to end, second seed": [],
     "N = 1": ["NUM_LAMBDAS", 1],
     "N = 5": ["NUM_LAMBDAS", 5],
+}
+ONCE = {  # for the first one
+    "calibrated, then end to end": [],
+    "separate losses": ["PQ_LOSS.WEIGHT", 0.0, "SEPARATE_LOSS.WEIGHT", 10.0],
     "no cost dropout": ["COST_DROPOUT", 0.0],
+    "surrogate on the grid": ["PQ_LOSS.FULL_RESOLUTION", False],
+    "surrogate of the paper": ["PQ_LOSS.SURROGATE", "paper", "PQ_LOSS.FULL_RESOLUTION", False],
+    "classifiers only": ["TRAINED_LAYERS", "classifiers"],
+    "PQ and Fenchel-Young": ["FENCHEL_YOUNG_LOSS.WEIGHT", 1.0],
+    "Fenchel-Young": ["PQ_LOSS.WEIGHT", 0.0, "FENCHEL_YOUNG_LOSS.WEIGHT", 1.0],
     "same solver": ["ESTIMATOR", "same_solver"],
     "literal": ["ESTIMATOR", "literal"],
+    "500 steps": ["SOLVER.MAX_ITER", 500],
 }
+ROWS = {**{row: [] for row in CONTROLS}, **REPEATED, **ONCE, **ORACLES}
 SEED_OF_ROW = {"end to end, second seed": 100}
 # Differences that the table states: row minus row.
 COMPARISONS = [
@@ -32,38 +45,38 @@ COMPARISONS = [
     ("end to end", "calibrated"),
     ("end to end", "continued cross-entropy"),
     ("calibrated, then end to end", "calibrated"),
-    ("end to end", "separate losses"),
-    ("end to end", "no cost dropout"),
+    ("calibrated, then end to end", "end to end"),
     ("N = 5", "N = 1"),
-    ("end to end", "literal"),
-    ("end to end", "same solver"),
-    ("PQ and Fenchel-Young", "end to end"),
+    *(("end to end", row) for row in ONCE if row != "calibrated, then end to end"),
 ]
-# What --search tries, on held-back images, one seed.
+# What --search tries, on held-back images, one seed: the recipe, and one change of it at a time.
 SEARCH = {
+    "baseline": [],
+    "calibrated": [],
     "default": [],
-    "a quarter of the learning rate": ["SOLVER.BASE_LR", 0.0001],
-    "four times the learning rate": ["SOLVER.BASE_LR", 0.0016],
-    "three times as long": ["SOLVER.MAX_ITER", 900],
-    "two-sided": ["TWO_SIDED", True],
     **{f"lambda {low:g} to {high:g}": ["LAMBDA_RANGE", [low, high]]
-       for low, high in ((5.0, 50.0), (50.0, 500.0), (100.0, 1000.0), (200.0, 2000.0))},
-    "lambda 100 to 1000, two-sided": ["LAMBDA_RANGE", [100.0, 1000.0], "TWO_SIDED", True],
+       for low, high in ((20.0, 200.0), (100.0, 1000.0), (200.0, 2000.0), (500.0, 5000.0),
+                         (2000.0, 20000.0))},
+    "lambda 20 to 200, two-sided": ["LAMBDA_RANGE", [20.0, 200.0], "TWO_SIDED", True],
     "flip rate 0.5 %": ["TARGET_FLIP_RATE", 0.005],
-    "flip rate 2 %": ["TARGET_FLIP_RATE", 0.02],
     "lambda by area": ["LAMBDA_AREA", 50.0],
+    "classifiers": ["TRAINED_LAYERS", "classifiers"],
+    "classifiers, four times the rate": ["TRAINED_LAYERS", "classifiers", "SOLVER.BASE_LR", 0.0016],
+    "half the rate, twice as long": ["SOLVER.BASE_LR", 0.0002, "SOLVER.MAX_ITER", 400],
+    "two and a half times the rate": ["SOLVER.BASE_LR", 0.001],
+    "three times the batch": ["SOLVER.IMS_PER_BATCH", 36],
+    "no cost dropout": ["COST_DROPOUT", 0.0],
+    "cost scales, 20 times the rate": ["LEARN_COST_SCALES", True,
+                                       "SOLVER.LR_FACTORS", [["costs.*", 20.0]]],
     "noise 0.5": ["NOISE", 0.5],
     "proximal 0.2": ["PROXIMAL", 0.2],
     "normalised costs": ["NORMALIZE_COSTS", True],
-    "learnt cost scales": ["LEARN_COST_SCALES", True],
-    "heads": ["TRAINED_LAYERS", "heads"],
+    "surrogate on the grid": ["PQ_LOSS.FULL_RESOLUTION", False],
     "surrogate of the paper": ["PQ_LOSS.SURROGATE", "paper"],
     "surrogate of the authors": ["PQ_LOSS.SURROGATE", "authors"],
+    "missed objects 0.5": ["PQ_LOSS.MISS_WEIGHT", 0.5],
     "same solver": ["ESTIMATOR", "same_solver"],
-    "same solver, proximal 0.2": ["ESTIMATOR", "same_solver", "PROXIMAL", 0.2],
     "Fenchel-Young": ["PQ_LOSS.WEIGHT", 0.0, "FENCHEL_YOUNG_LOSS.WEIGHT", 1.0],
-    "Fenchel-Young, noise 0.5": ["PQ_LOSS.WEIGHT", 0.0, "FENCHEL_YOUNG_LOSS.WEIGHT", 1.0,
-                                 "FENCHEL_YOUNG_LOSS.NOISE", 0.5],
     "PQ and Fenchel-Young": ["FENCHEL_YOUNG_LOSS.WEIGHT", 1.0],
     "PQ and cross-entropy 0.1": ["CROSS_ENTROPY_LOSS.WEIGHT", 0.1],
 }  # fmt: skip

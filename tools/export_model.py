@@ -9,20 +9,18 @@ what to tell the solver. The suffix chooses the format: .onnx, .ts (TorchScript)
 (torch.export). ``amwc_d2.solver_cython.solve_amwc``, which needs NumPy alone, does the rest.
 """
 
-import argparse
 import json
 import logging
 from pathlib import Path
 
 import numpy as np
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import get_cfg
+from command_line import model_parser
 from detectron2.data import MetadataCatalog
-from detectron2.modeling import build_model
 from detectron2.utils.logger import setup_logger
+from network_outputs import load_model
 
-from amwc_d2 import add_amwc_config
+from amwc_d2.config import load_config
 
 logger = logging.getLogger("amwc_d2.export_model")
 
@@ -123,23 +121,15 @@ def describe(model, cfg, size, batch=1):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", required=True)
+    parser = model_parser(__doc__)
     parser.add_argument("--size", required=True, nargs=2, type=int, metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--output", required=True, type=Path)
-    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[])
     args = parser.parse_args()
     setup_logger(name="amwc_d2")
 
-    cfg = get_cfg()
-    add_amwc_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list([*args.opts, "MODEL.DEVICE", "cpu"])
-    model = build_model(cfg).eval()
-    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    cfg = load_config(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"])
+    model = load_model(cfg).eval()
     args.output.parent.mkdir(parents=True, exist_ok=True)
     difference = export_model(model, args.size, args.output, args.batch)
     description = json.dumps(describe(model, cfg, args.size, args.batch), indent=2)

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from detectron2.data import DatasetMapper
 from detectron2.projects.deeplab import DeepLabV3PlusHead
 from detectron2.structures import ImageList
 from detectron2.utils.env import seed_all_rng
@@ -25,6 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from amwc_d2 import Trainer
+from amwc_d2.oracle import OracleMapper
 from amwc_d2.panoptic_seg import Prediction
 from amwc_d2.target_generator import AMWCDatasetMapper, AMWCTargetGenerator
 from amwc_d2.trainer import build_train_augmentations
@@ -77,8 +77,8 @@ def cache_training(cfg, model, samples: list[dict], copies: int, seed: int) -> l
 
 
 def cache_inference(cfg, model, samples: list[dict]) -> list[Features]:
-    """The samples as at inference."""
-    mapper = DatasetMapper(cfg, is_train=False)
+    """The samples as at inference, with their ground truth for the oracles."""
+    mapper = OracleMapper(cfg)
     model.eval()
     samples = [{k: v for k, v in s.items() if k != "sem_seg_file_name"} for s in samples]
     return [decode(model, mapper(s)) for s in tqdm(samples, desc="features", leave=False)]
@@ -90,10 +90,12 @@ def logits(model, batch: list[Features]) -> tuple[Tensor, Tensor]:
         torch.stack([getattr(f, part) for f in batch]).float().to(model.device)
         for part in ("semantic", "affinity")
     )
-    class_logits = model.sem_seg_head.predictor(model.sem_seg_head.head(semantic))
-    head = model.ins_embed_head
-    shared = head.reduce(torch.cat([affinity, class_logits.detach()], dim=1))
-    return class_logits, torch.stack([classifier(shared) for classifier in head.classifiers], dim=1)
+    with model.precision():
+        class_logits = model.sem_seg_head.predictor(model.sem_seg_head.head(semantic))
+        head = model.ins_embed_head
+        shared = head.reduce(torch.cat([affinity, class_logits.detach()], dim=1))
+        affinity_logits = [classifier(shared) for classifier in head.classifiers]
+    return class_logits.float(), torch.stack(affinity_logits, dim=1).float()
 
 
 def losses(model, batch: list[Features]) -> dict[str, Tensor]:

@@ -17,14 +17,13 @@ import detectron2.data.transforms as T
 import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from amwc_d2 import add_amwc_config
+from amwc_d2.config import use_available_device
 from amwc_d2.end_to_end_loss import Truth
 from amwc_d2.pq_loss import VOID
 from amwc_d2.target_generator import AMWCDatasetMapper, AMWCTargetGenerator
@@ -38,25 +37,13 @@ class Output:
 
     class_logits: Tensor  # (K, H, W)
     affinity_logits: Tensor  # (D, 2, H, W), at the anchor
-    segments: Tensor  # int64 (H, W), true segment, -1 = void
+    segments: Tensor  # int64 (stride H, stride W), true segment, -1 = void
     segment_classes: Tensor  # int64 (S,)
     segment_crowd: Tensor  # bool (S,)
 
 
-def load_config(config_file, opts):
-    """A frozen config of this package for the CPU or the device that it names."""
-    cfg = get_cfg()
-    add_amwc_config(cfg)
-    cfg.merge_from_file(str(config_file))
-    cfg.merge_from_list(list(opts))
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
-    cfg.freeze()
-    return cfg
-
-
 def load_model(cfg):
-    """The model of a config with MODEL.WEIGHTS.
+    """The model of a config with MODEL.WEIGHTS, on the CPU where there is no GPU.
 
     Raises:
         FileNotFoundError: the weights are a local file that is not there.
@@ -67,6 +54,9 @@ def load_model(cfg):
             f"MODEL.WEIGHTS '{weights}' is not there. Train stage 1 first (tools/train_net.py), or "
             "give MODEL.WEIGHTS another checkpoint."
         )
+    cfg = cfg.clone()
+    cfg.defrost()
+    use_available_device(cfg)
     model = build_model(cfg)
     DetectionCheckpointer(model).load(weights)
     return model
@@ -111,8 +101,8 @@ def network_outputs(cfg, model, samples: list[dict], batch_size: int = 8) -> lis
         images = model.preprocess(batch)
         class_logits, affinity_logits = model.logits(images.tensor)
         for n, x in enumerate(batch):
-            segments = segments_on_grid(x["segments"], model.stride)
-            h, w = segments.shape
+            segments = whole_cells(x["segments"], model.stride)
+            h, w = (length // model.stride for length in segments.shape)
             outputs.append(
                 Output(
                     class_logits[n, :, :h, :w].float().cpu().contiguous(),
@@ -125,11 +115,10 @@ def network_outputs(cfg, model, samples: list[dict], batch_size: int = 8) -> lis
     return outputs
 
 
-def segments_on_grid(segments: Tensor, stride: int) -> Tensor:
-    """The true segment at the centre of every cell, -1 beyond the image: as in training."""
+def whole_cells(segments: Tensor, stride: int) -> Tensor:
+    """The true segments, void beyond the image as far as the last cells reach."""
     height, width = segments.shape
-    padded = F.pad(segments, (0, -width % stride, 0, -height % stride), value=VOID)
-    return padded[stride // 2 :: stride, stride // 2 :: stride].contiguous()
+    return F.pad(segments, (0, -width % stride, 0, -height % stride), value=VOID)
 
 
 def collate(outputs: list[Output]):
@@ -138,14 +127,14 @@ def collate(outputs: list[Output]):
     Returns:
         class logits (N, K, H, W), affinity logits (N, D, 2, H, W), N grid sizes, and ``Truth``.
     """
-    sizes = [tuple(o.segments.shape) for o in outputs]
-    height, width = (max(side) for side in zip(*sizes))
+    sizes = [tuple(o.class_logits.shape[-2:]) for o in outputs]
 
     def stack(tensors, value=0.0):
+        height, width = (max(side) for side in zip(*(t.shape[-2:] for t in tensors)))
         return torch.stack(
             [
-                F.pad(t, (0, width - w, 0, height - h), value=value)
-                for t, (h, w) in zip(tensors, sizes)
+                F.pad(t, (0, width - t.shape[-1], 0, height - t.shape[-2]), value=value)
+                for t in tensors
             ]
         )
 

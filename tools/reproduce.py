@@ -28,11 +28,22 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
-from experiment_rows import COMPARISONS, RECIPES, ROWS, SEARCH, SEED_OF_ROW, SEEDS
+from experiment_rows import (
+    COMPARISONS,
+    CONTROLS,
+    ORACLES,
+    RECIPES,
+    REPEATED,
+    ROWS,
+    SEARCH,
+    SEED_OF_ROW,
+    SEEDS,
+)
 from feature_cache import cache_inference, cache_training, evaluate, train
-from network_outputs import commit, load_config, load_model
+from network_outputs import commit, load_model
 
 from amwc_d2 import Trainer, register_panoptic_dataset
+from amwc_d2.config import load_config
 from amwc_d2.evaluation import AMWCPanopticEvaluator, grid_ceiling
 
 logger = logging.getLogger("amwc_d2.reproduce")
@@ -47,7 +58,7 @@ def get_parser():
     parser.add_argument("dataset", choices=RECIPES)
     parser.add_argument("--output", type=Path, help="default: output/reproduce/DATASET")
     parser.add_argument("--seeds", type=int, default=SEEDS, help=f"of stage 1 (default {SEEDS})")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW")
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these (default: all)")
     parser.add_argument("--search", action="store_true", help="try settings on held-back images")
     parser.add_argument("--quick", action="store_true", help="two steps of everything, one seed")
     parser.add_argument("--base", metavar="FILE", help="a checkpoint of stage 1 for seed 0")
@@ -56,6 +67,13 @@ def get_parser():
         help="config options of both stages, last on the line",
     )  # fmt: skip
     return parser
+
+
+def check_rows(args, parser):
+    known = SEARCH if args.search else ROWS
+    unknown = [row for row in args.rows or () if row not in known]
+    if unknown:
+        parser.error(f"unknown rows {unknown}; there are {list(known)}")
 
 
 def register_part(dataset: str, part: str, images, folder: Path) -> str:
@@ -135,11 +153,15 @@ class Experiment:
         return str(final)
 
     def run_seed(self, seed: int):
-        """Every row from one checkpoint of stage 1."""
-        rows = SEARCH if self.args.search else {row: ROWS[row] for row in self.args.rows}
-        todo = [row for row in ["baseline", "calibrated", *rows] if not self.done(seed, row)]
-        if not self.args.search and not self.done(seed, "calibrated, then end to end"):
-            todo.append("calibrated, then end to end")
+        """Every row from one checkpoint of stage 1; all but the controls and ``REPEATED`` once."""
+        rows = SEARCH if self.args.search else ROWS
+        todo = [
+            row
+            for row in rows
+            if row in (self.args.rows or rows)
+            and (seed == 0 or row in CONTROLS or row in REPEATED)
+            and not self.done(seed, row)
+        ]
         if not todo:
             return
         weights = self.stage_1(seed)
@@ -152,7 +174,7 @@ class Experiment:
         calibrated = None
         for row in todo:
             logger.info("seed %d: %s", seed, row)
-            options = rows.get(row, [])
+            options = rows[row]
             cfg = self.config(end_to_end=True, seed=seed + SEED_OF_ROW.get(row, 0), options=options)
             model, figures = self.load(cfg, weights), {}
             if row.startswith("calibrated"):
@@ -165,7 +187,7 @@ class Experiment:
                     "history": calibrated[1],
                     **{k: v.tolist() for k, v in calibrated[0].items()},
                 }
-            if row not in ("baseline", "calibrated"):
+            if row not in CONTROLS and row not in ORACLES:
                 figures |= train(cfg, model, fitting, watched)
             self.report(seed, row, cfg, model, testing, figures, options)
             del model
@@ -224,7 +246,7 @@ class Experiment:
         metrics = {(r["row"], r["seed"]): r["metrics"] for r in runs}
         comparisons = COMPARISONS
         if self.args.search:
-            comparisons = [(row, "baseline") for row in ("calibrated", *SEARCH)]
+            comparisons = [(row, "baseline") for row in SEARCH if row != "baseline"]
         resamples = 50 if self.args.quick else 2000
         differences = []
         for ours, base in comparisons:
@@ -283,4 +305,7 @@ def main(args):
 
 
 if __name__ == "__main__":
-    main(get_parser().parse_args())
+    parser = get_parser()
+    args = parser.parse_args()
+    check_rows(args, parser)
+    main(args)

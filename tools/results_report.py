@@ -12,6 +12,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from experiment_rows import ROWS
 from tabulate import tabulate
 
 matplotlib.use("Agg")
@@ -34,6 +35,7 @@ def get_parser():
     parser.add_argument("--output", type=Path, default=Path("docs/results.md"))
     parser.add_argument("--results", nargs="*", default=[], help="results.json of reproduce.py")
     parser.add_argument("--search", nargs="*", default=[], help="search.json of reproduce.py")
+    parser.add_argument("--notes", type=Path, default=Path("docs/results/notes.md"))
     parser.add_argument("--gradient", nargs="*", default=[], help="--json of check_gradient.py")
     return parser
 
@@ -52,7 +54,9 @@ def mean_of(values) -> str:
 
 
 def rows_in_order(runs):
-    return list(dict.fromkeys(run["row"] for run in runs))
+    """As reproduce.py lists them; others after those, as they come."""
+    found = list(dict.fromkeys(run["row"] for run in runs))
+    return sorted(found, key=lambda row: (*ROWS, row).index(row))
 
 
 def runs_table(results) -> str:
@@ -63,7 +67,8 @@ def runs_table(results) -> str:
         means = [mean_of([r["metrics"].get(key) for r in runs]) for key in METRICS.values()]
         lines.append([row, len(runs), *means])
     ceiling = results["ceiling"]
-    lines.append(["grid ceiling", "", *(f"{ceiling[k]:.2f}" for k in ("PQ", "PQ_th", "PQ_st"))])
+    if ceiling:
+        lines.append(["grid ceiling", "", *(f"{ceiling[k]:.2f}" for k in ("PQ", "PQ_th", "PQ_st"))])
     return table(lines, ["", "runs", *METRICS])
 
 
@@ -101,6 +106,7 @@ def cost_table(results) -> str:
         if not runs:
             continue
         seconds = {k: np.mean([r["seconds"][k] for r in runs]) for k in runs[0]["seconds"]}
+        solver = seconds["solver_forward"] + seconds["solver_backward"]
         growth = [r["memory"][-1] - r["memory"][len(r["memory"]) // 2] for r in runs]
         lines.append(
             [
@@ -108,11 +114,12 @@ def cost_table(results) -> str:
                 f"{seconds['step']:.3f}",
                 f"{seconds['solver_forward']:.3f}",
                 f"{seconds['solver_backward']:.3f}",
+                f"{100 * solver / seconds['step']:.0f}",
                 f"{100 * np.mean([r['flip_rate'] for r in runs]):.2f}",
                 f"{max(growth):.0f}",
             ]
         )
-    headers = ["", "s a step", "solver forward", "solver backward", "% of cells moved"]
+    headers = ["", "s a step", "solver forward", "solver backward", "solver %", "% of cells moved"]
     return table(lines, [*headers, "MB more in the second half"])
 
 
@@ -184,15 +191,12 @@ def results_section(path, folder: Path) -> str:
         "",
         runs_table(results),
         "",
-        "Differences of paired runs; *better*: runs in which the first is.",
-        "",
-        differences_table(results),
-        "",
-        "Costs of a stage-2 step on cached features.",
-        "",
-        cost_table(results),
-        "",
     ]
+    if results["differences"]:
+        lines += ["Differences of paired runs; *better*: runs in which the first is.", ""]
+        lines += [differences_table(results), ""]
+    if any("seconds" in run["figures"] for run in results["runs"]):
+        lines += ["Costs of a stage-2 step on cached features.", "", cost_table(results), ""]
     folder.mkdir(parents=True, exist_ok=True)
     plot = folder / f"{name}_curves.png"
     if plot_curves(results, plot):
@@ -222,6 +226,8 @@ def main(args):
         if paths:
             parts.append(title + "\n")
             parts += [results_section(path, folder) for path in paths]
+    if args.notes.exists():
+        parts.append(args.notes.read_text())
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text("\n".join(parts))
 

@@ -5,22 +5,18 @@ The two stages are two configs: the second starts from MODEL.WEIGHTS, in an OUTP
 """
 
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import get_cfg
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from amwc_d2 import Trainer, add_amwc_config
-from amwc_d2.trainer import use_available_device
+from amwc_d2 import Trainer
+from amwc_d2.config import load_config, use_available_device
 
 
 def setup(args):
     """Build the config from the command line, and set up logging, OUTPUT_DIR and the seed."""
-    cfg = get_cfg()
-    add_amwc_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    cfg = load_config(args.config_file, args.opts)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="amwc_d2")
     use_available_device(cfg, args.num_gpus)
     cfg.freeze()

@@ -7,7 +7,8 @@ Runs the ordinary commands, one after another, and shows them:
 
 trains that config (stage 1), then the one called ..._e2e.yaml beside it (stage 2) from its weights.
 A stage whose model_final.pth is there already is only evaluated. The table sets both models beside
-the grid ceiling: the ground truth brought to the solver's grid and back.
+the grid ceiling: the ground truth brought to the solver's grid and back. With --oracle, also beside
+the last model with the truth in place of some of its costs (MODEL.AMWC.ORACLE).
 """
 
 import argparse
@@ -19,12 +20,12 @@ import sys
 import time
 from pathlib import Path
 
-from detectron2.config import get_cfg
 from detectron2.utils.logger import setup_logger
 from tabulate import tabulate
 
-from amwc_d2 import add_amwc_config
+from amwc_d2.config import load_config
 from amwc_d2.evaluation import grid_ceiling
+from amwc_d2.oracle import ORACLES
 
 logger = logging.getLogger("amwc_d2.two_stages")
 TOOLS = Path(__file__).resolve().parent
@@ -39,16 +40,11 @@ def get_parser():
     parser.add_argument("--output", type=Path, help="default: the parent of stage 1's OUTPUT_DIR")
     parser.add_argument("--panels", type=int, default=8, help="validation images to draw")
     parser.add_argument("--stage-1-only", action="store_true")
+    parser.add_argument(
+        "--oracle", action="append", choices=ORACLES[1:], default=[], help="may be repeated"
+    )
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="options of both stages")
     return parser
-
-
-def load_config(config, opts):
-    cfg = get_cfg()
-    add_amwc_config(cfg)
-    cfg.merge_from_file(str(config))
-    cfg.merge_from_list(opts)
-    return cfg
 
 
 def run(script, *arguments):
@@ -73,6 +69,14 @@ def train(config, folder, opts):
     minutes = (time.perf_counter() - start) / 60
     results = json.loads((folder / "inference" / "results.json").read_text())["results"]
     return checkpoint, results, None if trained else minutes
+
+
+def evaluate_oracle(config, checkpoint, oracle, opts):
+    """The results of a model that is told some of its costs, in a folder beside its own."""
+    folder = checkpoint.parent
+    run("train_net.py", "--config-file", config, "--eval-only", *opts, "MODEL.WEIGHTS", checkpoint,
+        "OUTPUT_DIR", folder, "MODEL.AMWC.ORACLE", oracle)  # fmt: skip
+    return json.loads((folder / f"inference_{oracle}_oracle/results.json").read_text())["results"]
 
 
 def table_row(name, results, minutes=None):
@@ -101,6 +105,10 @@ def main(args):
         )
         rows.append(table_row(f"stage 2 ({end_to_end.stem})", results, minutes))
         last_config = end_to_end
+
+    for oracle in args.oracle:
+        results = evaluate_oracle(last_config, last, oracle, args.opts)
+        rows.append(table_row(f"{last_config.stem}, oracle: {oracle}", results))
 
     val = cfg.DATASETS.TEST[0]
     ceiling = grid_ceiling(

@@ -11,6 +11,7 @@
 #include "label_first.hpp"
 #include "moves.hpp"
 #include "pieces.hpp"
+#include "regions.hpp"
 #include "search.hpp"
 
 namespace amwc {
@@ -135,10 +136,11 @@ public:
         l.class_of.resize(g.K);
         home_.resize(g.K);
         for (int k = 0; k < g.K; k++) l.class_of[k] = home_[k] = k;
-        // A cold solve repeats until nothing changes, so that its result is its own warm start.
-        for (int round = 0; round < (init ? 1 : 64); round++) {
+        // Repeats until nothing changes, so that the result is its own warm start.
+        for (int round = 0; round < 64; round++) {
+            size_t changes = regions_.run(g, l);
             start_moves(g, l);
-            size_t changes = moves_.first_sweep(g);
+            changes += moves_.first_sweep(g);
             for (size_t moved = 1; moved && changes < 64 * g.pixels();) {
                 changes += moves_.run(g, 64);
                 moved = pieces_.run(g, l, moves_);
@@ -223,6 +225,7 @@ private:
     LabelFirst label_first_;
     NodeMoves moves_;
     PieceMoves pieces_;
+    RegionMoves regions_;
     Joins joins_;
     Assignment assignment_;
     LocalSearch search_;

@@ -1,0 +1,75 @@
+// Moves of whole regions to the label that their node costs ask for.
+//
+// A perturbation of the node costs may want one segment split along a line that no pixel can cross
+// alone: each pixel is held by the attraction of the others, while all of them together would pay.
+// Joins need no such move, for there the piece that moves is a segment.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "grid.hpp"
+#include "labelling.hpp"
+
+namespace amwc {
+
+// Labels of a multiway cut: label and class are one.
+class RegionMoves {
+public:
+    // Moves every 4-connected region of pixels that have one cheapest label, and another label now,
+    // to the cheapest one where that lowers the objective. A pixel whose own label is as cheap
+    // stays. Returns the number of moves.
+    size_t run(const Grid& g, Labelling& l) {
+        const size_t n = g.pixels();
+        region_.assign(n, 0);
+        uint32_t count = 0;
+        size_t moves = 0;
+        for (uint32_t p = 0; p < n; p++)
+            if (!region_[p] && wants(g, l, p)) moves += evaluate(g, l, p, ++count);
+        return moves;
+    }
+
+private:
+    std::vector<uint32_t> region_, pixels_;
+
+    static bool wants(const Grid& g, const Labelling& l, uint32_t p) {
+        return g.cost(p, l.cheapest[p]) < g.cost(p, l.z[p]) - l.epsilon;
+    }
+
+    bool evaluate(const Grid& g, Labelling& l, uint32_t first, uint32_t id) {
+        const int32_t to = l.cheapest[first];
+        const uint32_t width = uint32_t(g.W), n = uint32_t(g.pixels());
+        pixels_.assign(1, first);
+        region_[first] = id;
+        const auto add = [&](uint32_t q) {
+            if (region_[q] || l.cheapest[q] != to || !wants(g, l, q)) return;
+            region_[q] = id;
+            pixels_.push_back(q);
+        };
+        for (size_t i = 0; i < pixels_.size(); i++) {
+            const uint32_t p = pixels_[i], x = p % width;
+            if (x) add(p - 1);
+            if (x + 1 < width) add(p + 1);
+            if (p >= width) add(p - width);
+            if (p + width < n) add(p + width);
+        }
+        double change = 0;
+        for (uint32_t p : pixels_) {
+            const int32_t from = l.z[p];
+            double cut = 0;  // twice, for edges inside are met from both ends
+            g.for_each_neighbour(p, [&](uint32_t q, float w) {
+                const bool before = l.z[q] != from;
+                if (region_[q] == id)
+                    cut -= before ? w : 0.0f;
+                else
+                    cut += 2.0 * (int(l.z[q] != to) - int(before)) * w;
+            });
+            change += double(g.cost(p, to)) - g.cost(p, from) + 0.5 * cut;
+        }
+        if (!(change < -l.epsilon)) return false;
+        for (uint32_t p : pixels_) l.z[p] = to;
+        return true;
+    }
+};
+
+}  // namespace amwc
