@@ -168,8 +168,10 @@ class Experiment:
         cfg = self.config(end_to_end=True, seed=seed, options=())
         model = self.load(cfg, weights)
         copies = 1 if self.args.quick else self.recipe["copies"]
-        fitting = cache_training(cfg, model, DatasetCatalog.get(self.fit), copies, seed)
-        watched = cache_training(cfg, model, DatasetCatalog.get(self.held)[:96], 1, seed)
+        fitting = watched = None
+        if any(row not in CONTROLS and row not in ORACLES for row in todo):
+            fitting = cache_training(cfg, model, DatasetCatalog.get(self.fit), copies, seed)
+            watched = cache_training(cfg, model, DatasetCatalog.get(self.held)[:96], 1, seed)
         testing = cache_inference(cfg, model, DatasetCatalog.get(self.test))
         calibrated = None
         for row in todo:
