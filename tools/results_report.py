@@ -182,10 +182,12 @@ def _relative(path) -> str:
 def results_section(path, folder: Path) -> str:
     results = json.loads(Path(path).read_text())
     name = results["dataset"]
+    found = dict.fromkeys(run.get("commit", results["commit"]) for run in results["runs"])
+    commits = " and ".join(found)
     lines = [
         f"### {name}",
         "",
-        f"{results['test_images']} images of `{results['test']}`, commit {results['commit']}, "
+        f"{results['test_images']} images of `{results['test']}`, commit {commits}, "
         f"`tools/reproduce.py {name}{' --search' if results['search'] else ''}"
         f"{' --quick' if results['quick'] else ''}`. Means over runs.",
         "",
