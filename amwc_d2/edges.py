@@ -26,6 +26,12 @@ def _shift(x: Tensor, dy: int, dx: int) -> Tensor:
     return F.pad(inside, (max(-dx, 0), max(dx, 0), max(-dy, 0), max(dy, 0)))
 
 
+def at_cell_centres(pixels: Tensor, stride: int) -> Tensor:
+    """Values (..., stride H, stride W) at the centres of a grid's cells, (..., H, W)."""
+    centres = slice(stride // 2, None, stride)
+    return pixels[..., centres, centres]
+
+
 def edge_exists(height: int, width: int, distances, device=None) -> Tensor:
     """Bool (D, 2, H, W), at the anchor: is the edge's other end inside the grid?"""
     y = torch.arange(height, device=device)[:, None].expand(height, width)

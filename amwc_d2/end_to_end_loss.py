@@ -21,7 +21,7 @@ from torch.nn.functional import avg_pool2d, one_hot
 
 from amwc_d2.amwc_layer import AMWCLayer, LabelLayer, SolverSettings, solve
 from amwc_d2.costs import without_scale
-from amwc_d2.edges import cut_edges
+from amwc_d2.edges import at_cell_centres, cut_edges
 from amwc_d2.label_losses import class_loss, cut_loss, edge_weights, fenchel_young_loss
 from amwc_d2.pq_loss import SURROGATES, VOID, match_segments, one_hot_masks, pq_surrogate_loss
 
@@ -46,8 +46,7 @@ class Truth:
     def at_centres(self, height: int) -> "Truth":
         """The truth at the centres of a grid's cells, (N, H, W), for a grid of H = ``height``."""
         stride = self.segments.shape[1] // height
-        centres = slice(stride // 2, None, stride)
-        return replace(self, segments=self.segments[:, centres, centres])
+        return replace(self, segments=at_cell_centres(self.segments, stride))
 
     def valid(self, sizes) -> Tensor:
         """Bool, as ``segments``: neither void nor crowd, and within N ``sizes`` (height, width)."""
@@ -285,9 +284,7 @@ def cell_shares(segments: Tensor, valid: Tensor, count: int, stride: int) -> Ten
         float32 (S, H, W), multiples of 1 / stride^2.
     """
     height, width = (length // stride for length in segments.shape)
-    y = torch.arange(height).repeat_interleave(stride)
-    x = torch.arange(width).repeat_interleave(stride)
-    cell = y[:, None] * width + x
+    cell = torch.from_numpy(enlarged(np.arange(height * width).reshape(height, width), stride))
     index = segments[valid] * (height * width) + cell[valid]
     pixels = torch.bincount(index, minlength=count * height * width)
     return pixels.view(count, height, width).float() / stride**2

@@ -28,6 +28,7 @@ from amwc_d2.amwc_layer import SolverSettings, solve, to_arrays
 from amwc_d2.config import STAGES
 from amwc_d2.costs import Costs, check_finite
 from amwc_d2.datasets import check_panoptic_metadata
+from amwc_d2.edges import at_cell_centres
 from amwc_d2.end_to_end_loss import EndToEndLoss, Truth
 from amwc_d2.oracle import ORACLES, missing_truth, oracle_costs
 from amwc_d2.post_processing import (
@@ -367,13 +368,12 @@ class AMWCPanoptic(nn.Module):
 
     def _on_grid(self, batched_inputs, *keys):
         """Pixel targets, padded as void and sampled at the centre of every grid cell."""
-        half = self.stride // 2
         values = []
         for key in keys:
             padded = self._pad(
                 [x[key].to(self.device) for x in batched_inputs], VOID if key == "segments" else 0
             )
-            values.append(padded.tensor[:, half :: self.stride, half :: self.stride])
+            values.append(at_cell_centres(padded.tensor, self.stride))
         return values
 
     # ---- stage 2 -------------------------------------------------------------------------------

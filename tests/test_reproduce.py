@@ -69,6 +69,15 @@ def test_quick_run_resumes_and_reports(load_tool, toy_root, tmp_path):
     assert str(tmp_path) not in text
 
 
+def test_unknown_row_is_an_error_that_lists_them(load_tool, capsys):
+    reproduce = load_tool("reproduce")
+    parser = reproduce.get_parser()
+    with pytest.raises(SystemExit):
+        reproduce.check_rows(parser.parse_args(["toy", "--rows", "no such row"]), parser)
+    message = capsys.readouterr().err
+    assert "no such row" in message and "continued cross-entropy" in message
+
+
 def test_fitting_and_held_back_images_are_disjoint(load_tool, toy_root, tmp_path):
     reproduce = load_tool("reproduce")
     args = reproduce.get_parser().parse_args(["toy", "--quick", "--output", str(tmp_path)])

@@ -73,9 +73,9 @@ class Quality:
         """PQ in percent over all classes that occur in ``collate``d batches."""
         records = []
         for *logits, sizes, truth in batches:
+            stride = truth.segments.shape[-1] // logits[0].shape[-1]
             solutions = solve(*costs(*logits), sizes, self.solver)
             for n, solution in enumerate(solutions):
-                stride = truth.segments.shape[-1] // logits[0].shape[-1]
                 h, w = (stride * side for side in solution.segments.shape)
                 records.append(
                     self.compare(

@@ -35,6 +35,7 @@ ONCE = {  # for the first one
     "literal": ["ESTIMATOR", "literal"],
     "500 steps": ["SOLVER.MAX_ITER", 500],
 }
+UNTRAINED = (*CONTROLS, *ORACLES)
 ROWS = {**{row: [] for row in CONTROLS}, **REPEATED, **ONCE, **ORACLES}
 SEED_OF_ROW = {"end to end, second seed": 100}
 # Differences that the table states: row minus row.

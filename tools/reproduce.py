@@ -31,13 +31,13 @@ from detectron2.utils.logger import setup_logger
 from experiment_rows import (
     COMPARISONS,
     CONTROLS,
-    ORACLES,
     RECIPES,
     REPEATED,
     ROWS,
     SEARCH,
     SEED_OF_ROW,
     SEEDS,
+    UNTRAINED,
 )
 from feature_cache import cache_inference, cache_training, evaluate, train
 from network_outputs import commit, load_model
@@ -70,6 +70,7 @@ def get_parser():
 
 
 def check_rows(args, parser):
+    """End with the parser's error where ``--rows`` names a row that does not exist."""
     known = SEARCH if args.search else ROWS
     unknown = [row for row in args.rows or () if row not in known]
     if unknown:
@@ -169,7 +170,7 @@ class Experiment:
         model = self.load(cfg, weights)
         copies = 1 if self.args.quick else self.recipe["copies"]
         fitting = watched = None
-        if any(row not in CONTROLS and row not in ORACLES for row in todo):
+        if not set(todo) <= set(UNTRAINED):
             fitting = cache_training(cfg, model, DatasetCatalog.get(self.fit), copies, seed)
             watched = cache_training(cfg, model, DatasetCatalog.get(self.held)[:96], 1, seed)
         testing = cache_inference(cfg, model, DatasetCatalog.get(self.test))
@@ -189,7 +190,7 @@ class Experiment:
                     "history": calibrated[1],
                     **{k: v.tolist() for k, v in calibrated[0].items()},
                 }
-            if row not in CONTROLS and row not in ORACLES:
+            if row not in UNTRAINED:
                 figures |= train(cfg, model, fitting, watched)
             self.report(seed, row, cfg, model, testing, figures, options)
             del model

@@ -133,7 +133,7 @@ def plot_curves(results, path) -> bool:
             continue
         steps = [step for step, _ in curves[0]]
         values = np.array([[value for _, value in curve] for curve in curves])
-        axes.plot(steps, values.mean(0), label=f"{row} ({len(curves)} seeds)")
+        axes.plot(steps, values.mean(0), label=f"{row}, runs: {len(curves)}")
         axes.fill_between(steps, values.min(0), values.max(0), alpha=0.2)
         drawn = True
     axes.set_xlabel("stage-2 step")

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "simd.hpp"
@@ -16,6 +17,7 @@
 namespace amwc {
 
 struct Grid {
+    static constexpr int kAnyLength = std::numeric_limits<int>::max();
     const float* node;
     const float* edge;
     const int32_t* dist;
@@ -49,40 +51,26 @@ struct Grid {
         });
     }
 
-    // Calls f(q, weight) for every edge at p, in a fixed order.
+    // Calls f(q, weight) for every edge at p, in a fixed order; of the edges up and left for those
+    // of at most this length only.
     template <class F>
-    void for_each_neighbour(uint32_t p, F f) const {
-        for_each_arc(p, [&](uint32_t q, const float* w) { f(q, *w); });
+    void for_each_neighbour(uint32_t p, F f, int longest_back = kAnyLength) const {
+        for_each_arc(p, [&](uint32_t q, const float* w) { f(q, *w); }, longest_back);
     }
 
-    // The same for the edges to the right and down only, and short ones (below limit) up and left.
+    // The same with a pointer into the edge costs.
     template <class F>
-    void for_each_forward(uint32_t p, int limit, F f) const {
+    void for_each_arc(uint32_t p, F f, int longest_back = kAnyLength) const {
         const int y = int(p / uint32_t(W)), x = int(p % uint32_t(W));
         const size_t n = pixels();
         for (int d = 0; d < D; d++) {
             const int step = dist[d];
             const float *right = layer(d, 0) + p, *down = right + n;
             const size_t shift = size_t(step) * W;
-            if (step < limit && x >= step) f(p - step, right[-step]);
-            if (x + step < W) f(p + step, *right);
-            if (step < limit && y >= step) f(uint32_t(p - shift), *(down - shift));
-            if (y + step < H) f(uint32_t(p + shift), *down);
-        }
-    }
-
-    // for_each_neighbour with a pointer into the edge costs.
-    template <class F>
-    void for_each_arc(uint32_t p, F f) const {
-        const int y = int(p / uint32_t(W)), x = int(p % uint32_t(W));
-        const size_t n = pixels();
-        for (int d = 0; d < D; d++) {
-            const int step = dist[d];
-            const float *right = layer(d, 0) + p, *down = right + n;
-            const size_t shift = size_t(step) * W;
-            if (x >= step) f(p - step, right - step);
+            const bool back = step <= longest_back;
+            if (back && x >= step) f(p - step, right - step);
             if (x + step < W) f(p + step, right);
-            if (y >= step) f(uint32_t(p - shift), down - shift);
+            if (back && y >= step) f(uint32_t(p - shift), down - shift);
             if (y + step < H) f(uint32_t(p + shift), down);
         }
     }

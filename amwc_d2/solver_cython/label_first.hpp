@@ -227,10 +227,11 @@ private:
             sums_.clear();
             for (; i < begin_[c + 1]; i++) {
                 const uint32_t p = pixel_[i];
-                g.for_each_forward(p, kTile, [&](uint32_t other, float w) {
+                const auto add = [&](uint32_t other, float w) {
                     const int32_t b = z[other] - g.K;
                     if (b > c) sums_.add(b, w);
-                });
+                };
+                g.for_each_neighbour(p, add, kTile - 1);
             }
             for (int32_t b : sums_) {
                 q.from.push_back(uint32_t(c));
