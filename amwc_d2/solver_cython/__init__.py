@@ -195,7 +195,7 @@ def amwc_objective(node_costs, edge_costs, distances, classes, segments):
 
 
 def _amwc_job(node_costs, edge_costs, distances, partitionable, method):
-    node_costs, edge_costs, distances = _grid(node_costs, edge_costs, distances)
+    node_costs, edge_costs, distances = _grid(node_costs, edge_costs, distances, finite=False)
     partitionable = _partitionable(partitionable, len(node_costs))
     code = _method(method)
 
@@ -205,13 +205,13 @@ def _amwc_job(node_costs, edge_costs, distances, partitionable, method):
         value = arena.amwc(
             node_costs, edge_costs, distances, partitionable, code, classes, segments
         )
-        return Solution(classes, segments, value)
+        return Solution(classes, segments, _finite(value, node_costs))
 
     return job
 
 
 def _mwc_job(node_costs, edge_costs, distances, init):
-    node_costs, edge_costs, distances = _grid(node_costs, edge_costs, distances)
+    node_costs, edge_costs, distances = _grid(node_costs, edge_costs, distances, finite=False)
     if init is not None:
         init = _labelling("init", init, node_costs.shape[1:], len(node_costs))
 
@@ -219,7 +219,7 @@ def _mwc_job(node_costs, edge_costs, distances, init):
         classes = np.empty(node_costs.shape[1:], np.int32)
         segments = np.empty_like(classes)
         value = arena.multiway(node_costs, edge_costs, distances, init, classes, segments)
-        return Solution(classes, segments, value)
+        return Solution(classes, segments, _finite(value, node_costs))
 
     return job
 
@@ -293,7 +293,7 @@ def _thread_count(num_threads):
 # --- validation
 
 
-def _floats(name, array, shape, ndim, empty=False):
+def _floats(name, array, shape, ndim, empty=False, finite=True):
     if not isinstance(array, np.ndarray):
         raise TypeError(
             f"{name}: expected a float32 array {shape}, got {type(array).__name__}; {_DOT}"
@@ -305,13 +305,24 @@ def _floats(name, array, shape, ndim, empty=False):
     if array.ndim != ndim or (not empty and array.size == 0):
         raise ValueError(f"{name}: expected shape {shape}, not empty, got {array.shape}")
     array = np.require(array, np.float32, ["C", "ALIGNED"])
-    if not all_finite(array.reshape(-1)):
-        where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-        raise ValueError(
-            f"{name}: all costs must be finite in float32, got {array[where]} at "
-            f"index {where}; check the head that made them"
-        )
+    if finite and not all_finite(array.reshape(-1)):
+        raise _not_finite(name, array)
     return array
+
+
+def _not_finite(name, array):
+    where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+    return ValueError(
+        f"{name}: all costs must be finite in float32, got {array[where]} at "
+        f"index {where}; check the head that made them"
+    )
+
+
+def _finite(value, node_costs):
+    """Pass on an objective; the solver returns NaN for node costs that are not finite."""
+    if value != value:
+        raise _not_finite("node_costs", node_costs)
+    return value
 
 
 def _ints(name, array):
@@ -321,8 +332,8 @@ def _ints(name, array):
     return np.ascontiguousarray(array, dtype=np.int64)
 
 
-def _grid(node_costs, edge_costs, distances):
-    node_costs = _floats("node_costs", node_costs, "(K, H, W)", 3)
+def _grid(node_costs, edge_costs, distances, finite=True):
+    node_costs = _floats("node_costs", node_costs, "(K, H, W)", 3, finite=finite)
     distances = _ints("distances", distances)
     if (
         distances.ndim != 1

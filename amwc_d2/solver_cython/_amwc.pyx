@@ -2,7 +2,8 @@
 # cython: language_level=3, wraparound=False, cdivision=True
 """Thin wrapper of the C++ solver: typed, contiguous, checked arrays in; the GIL is released.
 
-All arguments are validated by ``amwc_d2.solver_cython``; nothing is checked here.
+All arguments are validated by ``amwc_d2.solver_cython``; nothing is checked here, but the solvers
+of grids report node costs that are not finite: they read them all anyway.
 """
 
 from libc.stdint cimport int32_t, uint8_t
@@ -77,7 +78,7 @@ cdef class Arena:
     def amwc(self, const float[:, :, ::1] node, const float[:, :, :, ::1] edge,
              const int32_t[::1] dist, const uint8_t[::1] partitionable, int method,
              int32_t[:, ::1] classes, int32_t[:, ::1] segments):
-        """Fills classes and segments; returns the objective."""
+        """Fills classes and segments; returns the objective, NaN if a node cost is not finite."""
         cdef double value
         with nogil:
             value = self.solver.amwc(make_grid(node, edge, dist), &partitionable[0], method,
@@ -97,7 +98,7 @@ cdef class Arena:
     def multiway(self, const float[:, :, ::1] node, const float[:, :, :, ::1] edge,
                  const int32_t[::1] dist, const int32_t[:, ::1] init, int32_t[:, ::1] classes,
                  int32_t[:, ::1] segments):
-        """Fills classes and segments; returns the objective. init may be None."""
+        """The same for a multiway cut; init may be None."""
         cdef double value
         cdef const int32_t* start = &init[0, 0] if init is not None else NULL
         with nogil:

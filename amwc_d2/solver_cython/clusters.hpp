@@ -116,6 +116,7 @@ public:
         for (uint32_t c = K; c < n; c++) {
             const uint32_t top = find(c);
             if (top != c) transfer(l, moves, c, top);
+            else if (next_[c] != kEnd) gained(moves, c);
         }
         return changes;
     }
@@ -184,7 +185,7 @@ private:
             for (int32_t other : used_) consider(other);
         const bool changed = k != before;
         for (uint32_t s = graph_.begin[c]; changed && s < graph_.begin[c] + graph_.size[c]; s++)
-            moves.wake(graph_.members[s]);
+            moves.changed(graph_.members[s]);
         saving_[c] = own_[c] - lowest;
         return changed;
     }
@@ -269,13 +270,19 @@ private:
         }
     }
 
+    // A cluster that others joined: its class and which of its pieces is largest may have changed.
+    void gained(NodeMoves& moves, uint32_t c) {
+        for (uint32_t s = graph_.begin[c]; s < graph_.begin[c] + graph_.size[c]; s++)
+            moves.changes.add(graph_.members[s]);
+    }
+
     // Members of c take their new cluster; they and their neighbours are looked at again.
     void transfer(Labelling& l, NodeMoves& moves, uint32_t c, uint32_t top) {
         const uint32_t n = uint32_t(grid_->pixels()), W = uint32_t(grid_->W);
         for (uint32_t s = graph_.begin[c]; s < graph_.begin[c] + graph_.size[c]; s++) {
             const uint32_t p = graph_.members[s];
             l.z[p] = int32_t(top);
-            moves.wake(p);
+            moves.changed(p);
             if (p >= 1) moves.wake(p - 1);
             if (p + 1 < n) moves.wake(p + 1);
             if (p >= W) moves.wake(p - W);

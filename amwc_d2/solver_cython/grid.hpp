@@ -75,6 +75,23 @@ struct Grid {
         }
     }
 
+    // Calls f(q, weights, count) for every run of edges that join successive pixels of the run of
+    // pixels p + i, i < length, in a row, to q, q + 1, ..., in a fixed order.
+    template <class F>
+    void for_each_run_of_neighbours(uint32_t p, int length, F f) const {
+        const int y = int(p / uint32_t(W)), x = int(p % uint32_t(W));
+        const size_t n = pixels();
+        for (int d = 0; d < D; d++) {
+            const int step = dist[d], skip = std::max(0, step - x);
+            const float *right = layer(d, 0) + p, *down = right + n;
+            const size_t shift = size_t(step) * W;
+            if (skip < length) f(p + skip - step, right + skip - step, length - skip);
+            if (x + step < W) f(p + step, right, std::min(length, W - step - x));
+            if (y >= step) f(uint32_t(p - shift), down - shift, length);
+            if (y + step < H) f(uint32_t(p + shift), down, length);
+        }
+    }
+
     // Writes the costs of every node to a row of out, then calls f(p); a block of rows at a time, so
     // that it is still in the cache.
     template <class F>

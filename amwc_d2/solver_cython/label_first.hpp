@@ -20,18 +20,21 @@
 namespace amwc {
 
 // Class of lowest cost of every pixel (the lowest class of several). Classes are read in groups so
-// that the running minimum stays in registers, pixels in chunks so that it stays in the cache.
-inline void cheapest_classes(const Grid& g, int32_t* out) {
+// that the running minimum stays in registers, pixels in chunks so that it stays in the cache. Returns
+// whether all costs are finite: this is the one pass that reads them all, and v - v is a zero without
+// sign for finite v only.
+inline bool cheapest_classes(const Grid& g, int32_t* out) {
     constexpr size_t kChunk = 1024;
     constexpr int kGroup = 6;
     float best[kChunk];
+    Int4 odd = splat(0);
     const size_t n = g.pixels();
     for (size_t start = 0; start < n; start += kChunk) {
         const int count = int(std::min(kChunk, n - start));
         int32_t* label = out + start;
-        std::copy_n(g.node + start, count, best);
+        std::fill_n(best, count, INFINITY);
         std::fill_n(label, count, 0);
-        for (int first = 1; first < g.K; first += kGroup) {
+        for (int first = 0; first < g.K; first += kGroup) {
             const int group = std::min(kGroup, g.K - first);
             const float* cost = g.node + first * n + start;
             auto scan = [&](int members) {  // inlined twice, once with a constant
@@ -42,6 +45,7 @@ inline void cheapest_classes(const Grid& g, int32_t* out) {
                     for (int j = 0; j < members; j++) {
                         const Float4 v = load(cost + j * n + p);
                         const Int4 less = v < lowest;
+                        odd |= (Int4)(v - v);
                         lowest = select(less, v, lowest);
                         k = select(less, splat(int32_t(first + j)), k);
                     }
@@ -49,13 +53,17 @@ inline void cheapest_classes(const Grid& g, int32_t* out) {
                     store(label + p, k);
                 }
                 for (; p < count; p++)
-                    for (int j = 0; j < members; j++)
-                        if (cost[j * n + p] < best[p]) best[p] = cost[j * n + p], label[p] = first + j;
+                    for (int j = 0; j < members; j++) {
+                        const float v = cost[j * n + p];
+                        odd |= (Int4)splat(v - v);
+                        if (v < best[p]) best[p] = v, label[p] = first + j;
+                    }
             };
             if (group == kGroup) scan(kGroup);
             else scan(group);
         }
     }
+    return !any(odd);
 }
 
 // Mean |cost| of a fixed sample of the first layers: the scale that thresholds are relative to.
@@ -75,11 +83,12 @@ public:
     std::vector<int32_t> cheapest;
 
     // Fills z (clusters) and class_of; stuff class k is cluster k, thing clusters follow from K.
-    // kind: classes of one kind (labels that stand for the same class) are joined alike.
-    void start(const Grid& g, const uint8_t* thing, const int32_t* kind, int32_t* z,
+    // kind: classes of one kind (labels that stand for the same class) are joined alike. Returns
+    // false, with nothing done, if a cost is not finite.
+    bool start(const Grid& g, const uint8_t* thing, const int32_t* kind, int32_t* z,
                std::vector<int32_t>& class_of) {
         cheapest.resize(g.pixels());
-        cheapest_classes(g, cheapest.data());
+        if (!cheapest_classes(g, cheapest.data())) return false;
         pieces(g, thing, kind, z);
         aggregate(g, kind, z);
         greedy_.run(quotient_, [] {});
@@ -97,6 +106,7 @@ public:
         }
         for (uint32_t c = 0; c < quotient_.N; c++)
             for (uint32_t i = begin_[c]; i < begin_[c + 1]; i++) z[pixel_[i]] = id_[c];
+        return true;
     }
 
 private:

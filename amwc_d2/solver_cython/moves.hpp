@@ -17,6 +17,7 @@
 #include <limits>
 #include <vector>
 
+#include "changes.hpp"
 #include "grid.hpp"
 #include "simd.hpp"
 
@@ -68,18 +69,23 @@ private:
 
 class NodeMoves {
 public:
+    Changes changes;
+
     // cheapest: class of lowest cost of every node. home[k]: cluster that a node may always join
-    // because it likes class k best, or -1.
+    // because it likes class k best, or -1. thorough: the slack also bounds moves to clusters that
+    // are no neighbours yet, so that when nothing moves any more a first sweep would not either.
     template <class Costs>
     void start(const Costs& costs, int32_t* z, const int32_t* class_of, size_t clusters,
-               const int32_t* cheapest, const int32_t* home, float epsilon) {
+               const int32_t* cheapest, const int32_t* home, float epsilon, bool thorough) {
         z_ = z;
         class_of_ = class_of;
         cheapest_ = cheapest;
         home_ = home;
         epsilon_ = epsilon;
+        thorough_ = thorough;
         sums_.resize(clusters);
         slack_.resize(costs.pixels());
+        changes.start(costs.pixels());
         around_.resize(costs.most_neighbours());
         pull_.resize(costs.most_neighbours());
     }
@@ -110,11 +116,29 @@ public:
     // Has p looked at again.
     void wake(uint32_t p) { slack_[p] = -1; }
 
+    // Bounds anew what moved since changes were last marked: apply lowers its neighbours' slack only.
+    template <class Costs>
+    void bound_moved(const Costs& costs) {
+        for (uint32_t p : changes.moved()) {
+            float s = 0;
+            costs.for_each_neighbour(p, [&](uint32_t q, float w) { s += pull(z_[p], z_[q], w); });
+            slack_[p] = s;
+            saved(costs, p);
+        }
+    }
+
+    // After p changed by other means than apply.
+    void changed(uint32_t p) {
+        wake(p);
+        changes.add(p);
+    }
+
     // Moves p and lowers the slack of its neighbours by what they may have gained.
     template <class Costs>
     void apply(const Costs& costs, uint32_t p, int32_t to) {
         const int32_t from = z_[p];
         z_[p] = to;
+        changes.add(p);
         costs.for_each_neighbour(p, [&](uint32_t q, float w) { spend(q, w, from, to); });
     }
 
@@ -128,6 +152,7 @@ private:
     int32_t* z_ = nullptr;
     const int32_t *class_of_ = nullptr, *cheapest_ = nullptr, *home_ = nullptr;
     float epsilon_ = 0;
+    bool thorough_ = false;
     std::vector<float> slack_;
     Sums sums_;
 
@@ -158,8 +183,10 @@ private:
         const float stay = sums_[from] - costs.cost(p, class_of_[from]);
         float best = -std::numeric_limits<float>::infinity(), second = best;
         int32_t to = from;
+        // Costs of other classes lie far apart in memory: those that cannot matter are not read.
+        const float lowest = costs.cost(p, cheapest_[p]);
         for (int32_t c : sums_) {
-            if (c == from) continue;
+            if (c == from || sums_[c] - lowest < std::max(second, std::min(best, stay))) continue;
             const float value = sums_[c] - costs.cost(p, class_of_[c]);
             if (value > best || (value == best && c < to)) {
                 second = best;
@@ -171,11 +198,14 @@ private:
         }
         if (!(best > stay + epsilon_)) {
             slack_[p] = std::max(stay - best, 0.0f);
+            if (thorough_) slack_[p] = std::min(slack_[p], stay + lowest);
             return false;
         }
         z_[p] = to;
+        changes.add(p);
         for (size_t i = 0; i < degree; i++) spend(around[i], pull[i], from, to);
         slack_[p] = best - std::max(second, stay);
+        if (thorough_) slack_[p] = std::min(slack_[p], best + lowest);
         return true;
     }
 
@@ -203,12 +233,11 @@ private:
         return !(bits & 0x8000000080000000u);
     }
 
-    void saved(const Grid& g, int y) {
-        for (uint32_t p = uint32_t(y) * g.W; p < uint32_t(y + 1) * g.W; p++) {
-            if (z_[p] == cheapest_[p]) continue;  // stuff that likes its class best
-            const int32_t k = class_of_[z_[p]];
-            if (k != cheapest_[p]) slack_[p] -= g.cost(p, k) - g.cost(p, cheapest_[p]);
-        }
+    template <class Costs>
+    void saved(const Costs& costs, uint32_t p) {
+        if (z_[p] == cheapest_[p]) return;  // stuff that likes its class best
+        const int32_t k = class_of_[z_[p]];
+        if (k != cheapest_[p]) slack_[p] -= costs.cost(p, k) - costs.cost(p, cheapest_[p]);
     }
 
     // The first bound of a row.
@@ -232,7 +261,7 @@ private:
                 if (y + step < g.H) pull(s, z, z + shift, down, g.W);
             }
         }
-        saved(g, y);
+        for (uint32_t p = uint32_t(row); p < uint32_t(row) + g.W; p++) saved(g, p);
     }
 
     // w where z and zq agree, -max(w, 0) elsewhere.

@@ -10,6 +10,7 @@
 
 #include "grid.hpp"
 #include "labelling.hpp"
+#include "moves.hpp"
 
 namespace amwc {
 
@@ -18,25 +19,30 @@ class RegionMoves {
 public:
     // Moves every 4-connected region of pixels that have one cheapest label, and another label now,
     // to the cheapest one where that lowers the objective. A pixel whose own label is as cheap
-    // stays. Returns the number of moves.
-    size_t run(const Grid& g, Labelling& l) {
+    // stays; single pixels are left to NodeMoves. Returns the number of moves.
+    size_t run(const Grid& g, Labelling& l, NodeMoves& moves) {
         const size_t n = g.pixels();
+        const uint32_t last = looked_;
+        looked_ = moves.changes.mark(g);
         region_.assign(n, 0);
         uint32_t count = 0;
-        size_t moves = 0;
+        size_t moved = 0;
         for (uint32_t p = 0; p < n; p++)
-            if (!region_[p] && wants(g, l, p)) moves += evaluate(g, l, p, ++count);
-        return moves;
+            if (l.z[p] != l.cheapest[p] && !region_[p] && moves.changes.after(last, p) &&
+                wants(g, l, p))
+                moved += evaluate(g, l, moves, p, ++count);
+        return moved;
     }
 
 private:
+    uint32_t looked_ = 0;
     std::vector<uint32_t> region_, pixels_;
 
     static bool wants(const Grid& g, const Labelling& l, uint32_t p) {
         return g.cost(p, l.cheapest[p]) < g.cost(p, l.z[p]) - l.epsilon;
     }
 
-    bool evaluate(const Grid& g, Labelling& l, uint32_t first, uint32_t id) {
+    bool evaluate(const Grid& g, Labelling& l, NodeMoves& moves, uint32_t first, uint32_t id) {
         const int32_t to = l.cheapest[first];
         const uint32_t width = uint32_t(g.W), n = uint32_t(g.pixels());
         pixels_.assign(1, first);
@@ -53,6 +59,7 @@ private:
             if (p >= width) add(p - width);
             if (p + width < n) add(p + width);
         }
+        if (pixels_.size() == 1) return false;
         double change = 0;
         for (uint32_t p : pixels_) {
             const int32_t from = l.z[p];
@@ -67,7 +74,7 @@ private:
             change += double(g.cost(p, to)) - g.cost(p, from) + 0.5 * cut;
         }
         if (!(change < -l.epsilon)) return false;
-        for (uint32_t p : pixels_) l.z[p] = to;
+        for (uint32_t p : pixels_) moves.apply(g, p, to);
         return true;
     }
 };

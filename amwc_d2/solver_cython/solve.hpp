@@ -1,7 +1,9 @@
 // From clusters to an answer: the forced join of stuff, and ids in the order of first appearance.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
+#include <limits>
 #include <stdexcept>
 #include <vector>
 
@@ -29,17 +31,22 @@ inline void canonical(int32_t* segments, size_t n, size_t ids, std::vector<int32
 
 enum Method { kGreedy = 0, kFast = 1, kBest = 2 };
 
+// All methods return the objective; NaN, and no solution, if a node cost of a grid is not finite.
 class Solver {
 public:
     static constexpr size_t kSmall = 1024;
+    static constexpr double kNotFinite = std::numeric_limits<double>::quiet_NaN();
     // Asked now and then in long solves; not zero ends them with an exception.
     int (*interrupted)() = nullptr;
 
     double amwc(const Grid& grid, const uint8_t* partitionable, int method, int32_t* classes,
                 int32_t* segments) {
-        if (method == kGreedy) return greedy(grid, partitionable, classes, segments);
+        if (method == kGreedy)
+            return all_finite(grid.node, size_t(grid.K) * grid.pixels())
+                       ? greedy(grid, partitionable, classes, segments)
+                       : kNotFinite;
         double value = fast(grid, partitionable, classes, segments);
-        if (method == kFast && grid.pixels() > kSmall) return value;
+        if (std::isnan(value) || (method == kFast && grid.pixels() > kSmall)) return value;
         // Label first lives on the regularity of images; on a handful of pixels Algorithm 2 may win.
         other_.resize(2 * grid.pixels());
         int32_t *other_classes = other_.data(), *other_segments = other_classes + grid.pixels();
@@ -58,11 +65,11 @@ public:
         kind_.resize(g.K);
         for (int k = 0; k < g.K; k++) kind_[k] = k;
         Labelling l{z, {}, nullptr, thing, kind_.data(), 1e-5f * edge_scale(g)};
-        label_first_.start(g, thing, kind_.data(), z, l.class_of);
+        if (!label_first_.start(g, thing, kind_.data(), z, l.class_of)) return kNotFinite;
         l.cheapest = label_first_.cheapest.data();
         home_.resize(g.K);
         for (int k = 0; k < g.K; k++) home_[k] = thing[k] ? -1 : k;
-        start_moves(g, l);
+        start_moves(g, l, false);
         moves_.first_sweep(g);
         moves_.run(g, 32);
         if (pieces_.run(g, l, moves_)) moves_.run(g, 32);
@@ -76,9 +83,9 @@ public:
         return objective(g, classes, z);
     }
 
-    void start_moves(const Grid& g, const Labelling& l) {
+    void start_moves(const Grid& g, const Labelling& l, bool thorough) {
         moves_.start(g, l.z, l.class_of.data(), l.class_of.size(), l.cheapest, home_.data(),
-                     l.epsilon);
+                     l.epsilon, thorough);
     }
 
     double amwc_graph(const Graph& graph, const uint8_t* partitionable, int method,
@@ -121,13 +128,13 @@ public:
         Labelling l{z, {}, nullptr, not_thing_.data(), nullptr, 1e-5f * edge_scale(g)};
         if (init) {
             first.cheapest.resize(g.pixels());
-            cheapest_classes(g, first.cheapest.data());
+            if (!cheapest_classes(g, first.cheapest.data())) return kNotFinite;
             std::copy(init, init + g.pixels(), z);
         } else {
             // Labels of one class are told apart by clusters: those of labels with a twin are
             // found as if they were things, and each is then given one of the twins.
             kinds(g);
-            first.start(g, twin_.data(), kind_.data(), z, l.class_of);
+            if (!first.start(g, twin_.data(), kind_.data(), z, l.class_of)) return kNotFinite;
             l.cheapest = first.cheapest.data();
             l.kind = kind_.data();
             assignment_.run(g, l);
@@ -137,16 +144,14 @@ public:
         home_.resize(g.K);
         for (int k = 0; k < g.K; k++) l.class_of[k] = home_[k] = k;
         // Repeats until nothing changes, so that the result is its own warm start.
-        for (int round = 0; round < 64; round++) {
-            size_t changes = regions_.run(g, l);
-            start_moves(g, l);
-            changes += moves_.first_sweep(g);
-            for (size_t moved = 1; moved && changes < 64 * g.pixels();) {
-                changes += moves_.run(g, 64);
-                moved = pieces_.run(g, l, moves_);
-                changes += moved;
-            }
-            if (!changes) break;
+        start_moves(g, l, true);
+        regions_.run(g, l, moves_);
+        moves_.first_sweep(g);
+        for (size_t moved = 1, total = 0; moved && total < 64 * g.pixels(); total += moved) {
+            moved = moves_.run(g, 64);
+            moved += pieces_.run(g, l, moves_);
+            if (!moved) moved = regions_.run(g, l, moves_);
+            moves_.bound_moved(g);
         }
         std::copy(z, z + g.pixels(), segments);
         canonical(segments, g.pixels(), size_t(g.K), scratch_);

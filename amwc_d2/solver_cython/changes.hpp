@@ -1,0 +1,51 @@
+// What has to be looked at again: nodes that changed cluster, and all that have an edge to one.
+//
+// A move that did not pay does not pay later either as long as nothing it was weighed against has
+// changed. Each kind of move remembers when it last looked and skips what has not changed since.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "grid.hpp"
+
+namespace amwc {
+
+class Changes {
+public:
+    // Forgets everything: all n nodes have changed.
+    void start(size_t n) {
+        moved_.clear();
+        stamp_.assign(n, ++clock_);
+    }
+
+    void add(uint32_t p) { moved_.push_back(p); }
+
+    // The nodes added since surroundings were last marked.
+    const std::vector<uint32_t>& moved() const { return moved_; }
+
+    // Marks the surroundings of the nodes added since the last call; returns the time.
+    uint32_t mark(const Grid& g) {
+        const uint32_t n = uint32_t(g.pixels()), W = uint32_t(g.W);
+        clock_++;
+        for (uint32_t p : moved_) {
+            stamp_[p] = clock_;
+            if (p >= 1) stamp_[p - 1] = clock_;
+            if (p + 1 < n) stamp_[p + 1] = clock_;
+            if (p >= W) stamp_[p - W] = clock_;
+            if (p + W < n) stamp_[p + W] = clock_;
+            g.for_each_neighbour(p, [&](uint32_t q, float) { stamp_[q] = clock_; });
+        }
+        moved_.clear();
+        return clock_;
+    }
+
+    // Whether p was marked after a time.
+    bool after(uint32_t time, uint32_t p) const { return stamp_[p] > time; }
+
+private:
+    uint32_t clock_ = 0;
+    std::vector<uint32_t> moved_, stamp_;
+};
+
+}  // namespace amwc
