@@ -46,7 +46,8 @@ class SolverSettings:
         lambda_range: lambda is uniform on it, drawn for every image and sample.
         lambda_area: 0, or the largest segment, in cells, for which ``lambda_range`` is meant: the
             lambda of a larger one is larger in proportion, as its PQ gradient a cell is smaller.
-        two_sided: central differences instead of one-sided ones.
+        two_sided: kappa in [0, 1]: the reference is solved at minus kappa times lambda. 0 is the
+            one-sided difference, 1 the central one.
         noise: standard deviation of Gaussian noise on all costs, shared by both sides.
         proximal: rho >= 0, the pull of both sides towards the forward solution.
         target_flip_rate: 0, or the share of cells that the perturbation should move; every
@@ -65,7 +66,7 @@ class SolverSettings:
     num_lambdas: int = 5
     lambda_range: tuple[float, float] = (1.0, 5000.0)
     lambda_area: float = 0.0
-    two_sided: bool = False
+    two_sided: float = 0.0
     noise: float = 0.0
     proximal: float = 0.0
     target_flip_rate: float = 0.0
@@ -90,6 +91,11 @@ class SolverSettings:
             raise ValueError(
                 "MODEL.AMWC.TARGET_FLIP_RATE must be a share in [0, 1), such as 0.01, got "
                 f"{self.target_flip_rate}"
+            )
+        if not 0 <= self.two_sided <= 1:
+            raise ValueError(
+                "MODEL.AMWC.TWO_SIDED must be a share of lambda in [0, 1], 0 for one-sided "
+                f"differences, got {self.two_sided}"
             )
         for key in ("noise", "proximal", "lambda_area"):
             if getattr(self, key) < 0:

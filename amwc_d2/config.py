@@ -88,7 +88,7 @@ def add_amwc_config(cfg):
     amwc.LAMBDA_RANGE = [1.0, 5000.0]  # lambda is uniform on it, drawn for every image and sample
     amwc.LAMBDA_AREA = 0.0  # > 0: segments of more cells get a lambda larger in proportion
     amwc.TARGET_FLIP_RATE = 0.0  # > 0: lambda is steered until this share of cells moves
-    amwc.TWO_SIDED = False  # central differences
+    amwc.TWO_SIDED = 0.0  # the reference is solved at minus this times lambda; 1 = central
     amwc.NOISE = 0.0  # standard deviation of the noise on all costs, shared by both sides
     amwc.PROXIMAL = 0.0  # rho: pull of both sides towards the forward solution
     amwc.COST_DROPOUT = 0.1  # share of pixels (class costs) and of edges set to zero

@@ -6,7 +6,8 @@ averaged over N samples (paper equations 3 and 4):
     dL/dc = mean of (S(c + e + b g) - S(c + e + a g)) / (b - a)
 
 * a = 0, b = lambda, e = 0: Vlastelica et al. 2020, with the solver as its own reference;
-* a = -lambda, b = lambda (``two_sided``): the central difference (LPGD, Paulus et al. 2024);
+* a = -kappa lambda, b = lambda (``two_sided``, kappa in (0, 1]): a difference of both sides; the
+  central one, kappa = 1, is LPGD's (Paulus et al. 2024);
 * e Gaussian, the same on both sides (``noise``): I-MLE, Niepert et al. 2021;
 * lambda steered so that a given share of cells moves (``target_flip_rate``): after AIMLE, Minervini
   et al. 2023;
@@ -159,7 +160,7 @@ def draw_samples(count: int, settings) -> list[list[tuple[Point | None, Point]]]
     def pair(lam, seed):
         if settings.estimator == "literal":
             return None, Point(lam)
-        return Point(-lam if settings.two_sided else 0.0, seed), Point(lam, seed)
+        return Point(-settings.two_sided * lam, seed), Point(lam, seed)
 
     return [[pair(*s) for s in zip(*row)] for row in zip(lambdas.tolist(), seeds)]
 

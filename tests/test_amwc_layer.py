@@ -16,11 +16,11 @@ VARIANTS = [  # every estimator whose reference is its own solver
     for estimator in EXACT
     for options in (
         {},
-        {"two_sided": True},
+        {"two_sided": 1.0},
         {"noise": 0.5},
         {"proximal": 0.5},
         {"lambda_area": 10.0},
-        {"noise": 0.5, "two_sided": True, "proximal": 0.2, "lambda_area": 30.0},
+        {"noise": 0.5, "two_sided": 0.2, "proximal": 0.2, "lambda_area": 30.0},
     )
 ]
 
@@ -204,6 +204,7 @@ def test_the_gradient_points_away_from_smaller_costs(estimator, area):
         ({"estimator": "exact"}, "ESTIMATOR must be one of .* got 'exact'"),
         ({"lambda_range": (0.0, 5.0)}, "LAMBDA_RANGE must be"),
         ({"lambda_range": (6.0, 5.0)}, "LAMBDA_RANGE must be"),
+        ({"two_sided": 2.0}, r"TWO_SIDED must be a share of lambda in \[0, 1\].* got 2.0"),
         ({"num_lambdas": 0}, "NUM_LAMBDAS must be >= 1, got 0"),
         ({"target_flip_rate": 2.0}, r"TARGET_FLIP_RATE must be a share in \[0, 1\)"),
         ({"noise": -1.0}, "NOISE must be >= 0, got -1.0"),

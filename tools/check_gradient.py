@@ -36,23 +36,22 @@ TOY = "configs/Toy-PanopticSegmentation/amwc_R18_e2e.yaml"
 
 # Name in the table -> changes to the config's solver settings.
 ESTIMATORS = {
-    "same_solver": {"estimator": "same_solver"},
-    "same_solver, noise": {"estimator": "same_solver", "noise": 0.25},
-    "same_solver, proximal": {"estimator": "same_solver", "proximal": 0.05},
+    "same_solver": {"estimator": "same_solver", "two_sided": 0.0},
+    "same_solver, noise": {"estimator": "same_solver", "two_sided": 0.0, "noise": 0.25},
+    "same_solver, proximal": {"estimator": "same_solver", "two_sided": 0.0, "proximal": 0.05},
     "warm_start": {"estimator": "warm_start"},
-    "warm_start, two-sided": {"estimator": "warm_start", "two_sided": True},
     "warm_start, noise": {"estimator": "warm_start", "noise": 0.25},
     "warm_start, proximal": {"estimator": "warm_start", "proximal": 0.05},
     "warm_start, lambda by area": {"estimator": "warm_start", "lambda_area": 200.0},
-    "literal": {"estimator": "literal"},
+    "literal": {"estimator": "literal", "two_sided": 0.0},
     **{
-        f"warm_start{sides}, lambda {low:g} to {high:g}": {
+        f"warm_start, {sides}, lambda {low:g} to {10 * low:g}": {
             "estimator": "warm_start",
-            "two_sided": bool(sides),
-            "lambda_range": (low, high),
+            "two_sided": two_sided,
+            "lambda_range": (low, 10 * low),
         }
-        for low, high in ((5.0, 50.0), (100.0, 1000.0), (200.0, 2000.0), (500.0, 5000.0))
-        for sides in ("", ", two-sided")
+        for low in (20.0, 100.0, 200.0, 500.0, 1000.0)
+        for sides, two_sided in (("one-sided", 0.0), ("two-sided 0.2", 0.2), ("central", 1.0))
     },
 }
 
@@ -60,7 +59,7 @@ ESTIMATORS = {
 def get_parser():
     parser = model_parser(__doc__, config_file=TOY)
     parser.add_argument("--num-images", type=int, default=240, help="training images (default 240)")
-    parser.add_argument("--batch", type=int, default=24, help="images that share one loss")
+    parser.add_argument("--batch", type=int, help="images that share one loss (default: a step's)")
     parser.add_argument("--step", type=float, default=0.2, help="of the differences (default 0.2)")
     parser.add_argument(
         "--estimators", nargs="+", choices=ESTIMATORS, default=list(ESTIMATORS), metavar="NAME"
@@ -163,7 +162,8 @@ def main(args):
     model = load_model(cfg)
     samples = pick_images(cfg.DATASETS.TRAIN[0], args.num_images)
     outputs = network_outputs(cfg, model, samples)
-    batches = [collate(outputs[i : i + args.batch]) for i in range(0, len(outputs), args.batch)]
+    batch = args.batch or cfg.SOLVER.IMS_PER_BATCH
+    batches = [collate(outputs[i : i + batch]) for i in range(0, len(outputs), batch)]
     for p in model.costs.parameters():
         p.requires_grad = True
     directions = Directions(model.costs, outputs, list(model.solver.distances))
@@ -177,10 +177,11 @@ def main(args):
         "opts": args.opts,
         "commit": started_at,
         "images": len(outputs),
-        "batch": args.batch,
+        "batch": batch,
         "step": args.step,
         "lambda_range": list(model.solver.lambda_range),
         "num_lambdas": model.solver.num_lambdas,
+        "two_sided": model.solver.two_sided,
         "default": cfg.MODEL.AMWC.ESTIMATOR,
         "directions": directions.names,
         "finite_differences": exact.tolist(),

@@ -163,7 +163,8 @@ def gradient_section(path) -> str:
     return "\n".join(
         [
             f"{g['images']} training images, {len(g['directions'])} directions, lambda uniform "
-            f"on {g['lambda_range']}, N = {g['num_lambdas']}; finite differences against "
+            f"on {g['lambda_range']}, two-sided {g['two_sided']}, N = {g['num_lambdas']}, "
+            f"{g['batch']} images a loss; finite differences against "
             f"themselves at half the step: {g['finite_differences_repeat']:.3f}. Commit "
             f"{g['commit']}, `tools/check_gradient.py --config-file {_relative(g['config'])}`.",
             "",
