@@ -53,9 +53,10 @@ def test_quick_run_resumes_and_reports(load_tool, toy_root, tmp_path):
     assert gain["images"][0] <= gain["images"][1] and gain["seeds"] is None
 
     written = {p: p.stat().st_mtime_ns for p in tmp_path.glob("rows/*/*/run.json")}
-    again = reproduce.main(reproduce.get_parser().parse_args(command))
+    again = reproduce.main(reproduce.get_parser().parse_args([*command, "N = 1", "--jobs", "2"]))
+    assert {run["row"] for run in again["runs"]} == {*ROWS, "N = 1"}
     assert written == {p: p.stat().st_mtime_ns for p in written}, "finished runs were repeated"
-    assert again["differences"] == results["differences"]
+    assert again["differences"] == results["differences"]  # N = 1 stands beside N = 5 only
 
     report = load_tool("results_report")
     output = tmp_path / "docs" / "results.md"
@@ -187,7 +188,13 @@ def test_gradient_section(load_tool, tmp_path):
                     "magnitude", "flip_rate")
     }  # fmt: skip
     g = {"images": 8, "directions": ["a"], "lambda_range": [1, 2], "num_lambdas": 3}
-    g |= {"finite_differences_repeat": 0.9, "commit": "abc", "default": "warm_start"}
+    g |= {
+        "two_sided": 0.0,
+        "batch": 4,
+        "finite_differences_repeat": 0.9,
+        "commit": "abc",
+        "default": "warm_start",
+    }
     path = tmp_path / "g.json"
     path.write_text(json.dumps(g | figures | {"config": "/somewhere/configs/Toy/x.yaml"}))
     text = report.gradient_section(path)

@@ -21,11 +21,11 @@ REPEATED = {  # for every seed of stage 1
     "end to end, second seed": [],
     "N = 1": ["NUM_LAMBDAS", 1],
     "N = 5": ["NUM_LAMBDAS", 5],
+    "separate losses": ["PQ_LOSS.WEIGHT", 0.0, "SEPARATE_LOSS.WEIGHT", 10.0],
+    "no cost dropout": ["COST_DROPOUT", 0.0],
 }
 ONCE = {  # for the first one
     "calibrated, then end to end": [],
-    "separate losses": ["PQ_LOSS.WEIGHT", 0.0, "SEPARATE_LOSS.WEIGHT", 10.0],
-    "no cost dropout": ["COST_DROPOUT", 0.0],
     "surrogate on the grid": ["PQ_LOSS.FULL_RESOLUTION", False],
     "surrogate of the paper": ["PQ_LOSS.SURROGATE", "paper", "PQ_LOSS.FULL_RESOLUTION", False],
     "classifiers only": ["TRAINED_LAYERS", "classifiers"],
@@ -48,6 +48,8 @@ COMPARISONS = [
     ("calibrated, then end to end", "calibrated"),
     ("calibrated, then end to end", "end to end"),
     ("N = 5", "N = 1"),
+    ("end to end", "separate losses"),
+    ("end to end", "no cost dropout"),
     *(("end to end", row) for row in ONCE if row != "calibrated, then end to end"),
 ]
 # What --search tries, on held-back images, one seed: the recipe, and one change of it at a time.
@@ -58,7 +60,11 @@ SEARCH = {
     **{f"lambda {low:g} to {high:g}": ["LAMBDA_RANGE", [low, high]]
        for low, high in ((20.0, 200.0), (100.0, 1000.0), (200.0, 2000.0), (500.0, 5000.0),
                          (2000.0, 20000.0))},
-    "lambda 20 to 200, two-sided": ["LAMBDA_RANGE", [20.0, 200.0], "TWO_SIDED", True],
+    **{f"lambda {low:g} to {high:g}, two-sided": ["LAMBDA_RANGE", [low, high], "TWO_SIDED", 1.0]
+       for low, high in ((20.0, 200.0), (100.0, 1000.0), (200.0, 2000.0), (500.0, 5000.0))},
+    **{f"lambda {low:g} to {high:g}, two-sided {share}":
+       ["LAMBDA_RANGE", [low, high], "TWO_SIDED", share]
+       for low, high, share in ((500.0, 5000.0, 0.3), (1000.0, 10000.0, 0.2))},
     "flip rate 0.5 %": ["TARGET_FLIP_RATE", 0.005],
     "lambda by area": ["LAMBDA_AREA", 50.0],
     "classifiers": ["TRAINED_LAYERS", "classifiers"],

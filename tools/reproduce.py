@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
 """Does training through the solver pay? The comparison, with its controls, by one command.
 
-    tools/reproduce.py toy            # or dsb2018: several hours on two CPU cores, resumable
+    tools/reproduce.py toy --jobs 2   # or dsb2018: several hours on two CPU cores, resumable
     tools/reproduce.py toy --quick    # the same in a minute, to see that it runs
     tools/reproduce.py toy --search   # settings to choose from, on images held back from training
 
 The training set is split: most of it trains, the rest is held back to calibrate and to choose from
 (--search). The validation images are only ever reported on. For every seed, stage 1 trains once;
 its frozen features are cached; every row of the table then starts from it. A run that is finished
-is not repeated, so a stopped command can be given again. Everything goes to
+is not repeated, so a stopped command can be given again. With ``--base`` every seed starts from
+that one checkpoint and differs in stage 2 alone. Everything goes to
 ``OUTPUT/results.json`` (config, commit, every run, differences with 95 % intervals);
 ``tools/results_report.py`` makes docs/results.md of one or several such files.
 """
@@ -17,7 +18,11 @@ import argparse
 import gc
 import json
 import logging
+import os
 import shutil
+from concurrent.futures import ProcessPoolExecutor
+from functools import cached_property, partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -58,10 +63,11 @@ def get_parser():
     parser.add_argument("dataset", choices=RECIPES)
     parser.add_argument("--output", type=Path, help="default: output/reproduce/DATASET")
     parser.add_argument("--seeds", type=int, default=SEEDS, help=f"of stage 1 (default {SEEDS})")
+    parser.add_argument("--jobs", type=int, default=1, help="seeds at a time, a process each")
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these (default: all)")
     parser.add_argument("--search", action="store_true", help="try settings on held-back images")
     parser.add_argument("--quick", action="store_true", help="two steps of everything, one seed")
-    parser.add_argument("--base", metavar="FILE", help="a checkpoint of stage 1 for seed 0")
+    parser.add_argument("--base", metavar="FILE", help="a checkpoint of stage 1 for all seeds")
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",
         help="config options of both stages, last on the line",
@@ -97,12 +103,61 @@ def register_part(dataset: str, part: str, images, folder: Path) -> str:
     content["images"] = [image for image in content.get("images", []) if image["id"] in ids]
     name = f"{dataset}_{part}"
     path = folder / f"{name}.json"
-    path.write_text(json.dumps({**content, "annotations": annotations}))
+    whole = folder / f"{name}.{os.getpid()}.json"  # other processes may be reading the part
+    whole.write_text(json.dumps({**content, "annotations": annotations}))
+    whole.replace(path)
     if name in DatasetCatalog:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
     register_panoptic_dataset(name, meta.image_root, meta.panoptic_root, path)
     return name
+
+
+def load_weights(cfg, weights: str):
+    """The model of ``cfg`` with the weights of a checkpoint."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = weights
+    return load_model(cfg)
+
+
+class Start:
+    """A checkpoint of stage 1, and what all rows that start from it share, made when first used."""
+
+    def __init__(self, experiment, weights: str, seed: int):
+        self.weights, self.seed = weights, seed
+        self.cfg = experiment.config(end_to_end=True, seed=seed)
+        self.parts = {part: getattr(experiment, part) for part in ("fit", "held", "test")}
+        self.quick = experiment.args.quick
+        self.copies = 1 if self.quick else experiment.recipe["copies"]
+
+    def model(self):
+        return load_weights(self.cfg, self.weights)
+
+    @cached_property
+    def fitting(self):
+        """Features to train on."""
+        samples = DatasetCatalog.get(self.parts["fit"])
+        return cache_training(self.cfg, self.model(), samples, self.copies, self.seed)
+
+    @cached_property
+    def watched(self):
+        """Held-back features on which the loss is followed."""
+        samples = DatasetCatalog.get(self.parts["held"])[:96]
+        return cache_training(self.cfg, self.model(), samples, 1, self.seed)
+
+    @cached_property
+    def testing(self):
+        """Features of the images that are reported on."""
+        return cache_inference(self.cfg, self.model(), DatasetCatalog.get(self.parts["test"]))
+
+    @cached_property
+    def calibration(self):
+        """State of the fitted costs, and the history of the fit."""
+        model = self.model()
+        held = DatasetCatalog.get(self.parts["held"])
+        history = calibrate(self.cfg, model, held, 1 if self.quick else 4)
+        return model.costs.state_dict(), history
 
 
 class Experiment:
@@ -124,6 +179,7 @@ class Experiment:
         if args.quick:
             val = register_part(val, "quick", range(2), self.folder)
         self.test = self.held if args.search else val
+        self.start = None
 
     def config(self, *, end_to_end: bool, seed: int, options=()) -> CfgNode:
         """The recipe's config of one stage; ``options`` as in ``experiment_rows``."""
@@ -137,7 +193,7 @@ class Experiment:
 
     def stage_1(self, seed: int) -> str:
         """Train stage 1 on the fitting part, or find it done; return its checkpoint."""
-        if seed == 0 and self.args.base:
+        if self.args.base:
             return self.args.base
         folder = self.folder / f"stage_1_seed_{seed}"
         final = folder / "model_final.pth"
@@ -166,41 +222,25 @@ class Experiment:
         if not todo:
             return
         weights = self.stage_1(seed)
-        cfg = self.config(end_to_end=True, seed=seed, options=())
-        model = self.load(cfg, weights)
-        copies = 1 if self.args.quick else self.recipe["copies"]
-        fitting = watched = None
-        if not set(todo) <= set(UNTRAINED):
-            fitting = cache_training(cfg, model, DatasetCatalog.get(self.fit), copies, seed)
-            watched = cache_training(cfg, model, DatasetCatalog.get(self.held)[:96], 1, seed)
-        testing = cache_inference(cfg, model, DatasetCatalog.get(self.test))
-        calibrated = None
+        if self.start is None or self.start.weights != weights:
+            self.start = Start(self, weights, seed)
         for row in todo:
             logger.info("seed %d: %s", seed, row)
             options = rows[row]
             cfg = self.config(end_to_end=True, seed=seed + SEED_OF_ROW.get(row, 0), options=options)
-            model, figures = self.load(cfg, weights), {}
+            model, figures = load_weights(cfg, weights), {}
             if row.startswith("calibrated"):
-                if calibrated is None:
-                    rounds = 1 if self.args.quick else 4
-                    history = calibrate(cfg, model, DatasetCatalog.get(self.held), rounds)
-                    calibrated = model.costs.state_dict(), history
-                model.costs.load_state_dict(calibrated[0])
+                costs, history = self.start.calibration
+                model.costs.load_state_dict(costs)
                 figures["calibration"] = {
-                    "history": calibrated[1],
-                    **{k: v.tolist() for k, v in calibrated[0].items()},
+                    "history": history,
+                    **{k: v.tolist() for k, v in costs.items()},
                 }
             if row not in UNTRAINED:
-                figures |= train(cfg, model, fitting, watched)
-            self.report(seed, row, cfg, model, testing, figures, options)
+                figures |= train(cfg, model, self.start.fitting, self.start.watched)
+            self.report(seed, row, cfg, model, self.start.testing, figures, options)
             del model
             gc.collect()
-
-    def load(self, cfg, weights):
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.MODEL.WEIGHTS = weights
-        return load_model(cfg)
 
     def place(self, seed: int, row: str) -> Path:
         part = "search" if self.args.search else "rows"
@@ -297,13 +337,25 @@ class Experiment:
         return results
 
 
-def main(args):
+def run_seeds(args, seeds):
+    """All rows of some seeds, in this process."""
     setup_logger(name="amwc_d2")
     torch.backends.cudnn.deterministic = True
+    torch.set_num_threads(max(1, torch.get_num_threads() // args.jobs))
     experiment = Experiment(args)
-    seeds = 1 if args.quick or args.search else args.seeds
-    for seed in range(seeds):
+    for seed in seeds:
         experiment.run_seed(seed)
+
+
+def main(args):
+    setup_logger(name="amwc_d2")
+    experiment = Experiment(args)  # draws the toy set, which the processes then share
+    seeds = range(1 if args.quick or args.search else args.seeds)
+    if args.jobs > 1:
+        with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
+            list(pool.map(partial(run_seeds, args), [[seed] for seed in seeds]))
+    else:
+        run_seeds(args, seeds)
     return experiment.summarize()
 
 
