@@ -10,11 +10,11 @@ Shape shorthand in this module:
     C: decoder channels    H, W: one image's padded grid
 """
 
-import resource
 import time
 from dataclasses import dataclass
 
 import numpy as np
+import psutil
 import torch
 from detectron2.projects.deeplab import DeepLabV3PlusHead
 from detectron2.structures import ImageList
@@ -128,7 +128,7 @@ def train(cfg, model, features: list[Features], watched: list[Features], points:
 
     Returns:
         figures: ``curve`` (pairs of step and loss on ``watched``), ``flip_rate`` (mean), ``memory``
-        (largest resident memory in MB at those points) and ``seconds`` a step (``step``,
+        (resident memory in MiB at those points) and ``seconds`` a step (``step``,
         ``solver_forward``, ``solver_backward``, means).
 
     Raises:
@@ -152,8 +152,7 @@ def train(cfg, model, features: list[Features], watched: list[Features], points:
 
     def watch(step):
         figures["curve"].append([step, surrogate(model, watched, batch_size)])
-        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        figures["memory"].append(used)
+        figures["memory"].append(psutil.Process().memory_info().rss / 2**20)
 
     with EventStorage():
         for step in tqdm(range(steps), desc="stage 2", leave=False):

@@ -62,7 +62,9 @@ def get_parser():
     )
     parser.add_argument("dataset", choices=RECIPES)
     parser.add_argument("--output", type=Path, help="default: output/reproduce/DATASET")
-    parser.add_argument("--seeds", type=int, default=SEEDS, help=f"of stage 1 (default {SEEDS})")
+    parser.add_argument(
+        "--seeds", type=int, help=f"of stage 1 (default {SEEDS}; with --search or --quick 1)"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="seeds at a time, a process each")
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these (default: all)")
     parser.add_argument("--search", action="store_true", help="try settings on held-back images")
@@ -216,7 +218,7 @@ class Experiment:
             row
             for row in rows
             if row in (self.args.rows or rows)
-            and (seed == 0 or row in CONTROLS or row in REPEATED)
+            and (seed == 0 or self.args.search or row in CONTROLS or row in REPEATED)
             and not self.done(seed, row)
         ]
         if not todo:
@@ -350,7 +352,7 @@ def run_seeds(args, seeds):
 def main(args):
     setup_logger(name="amwc_d2")
     experiment = Experiment(args)  # draws the toy set, which the processes then share
-    seeds = range(1 if args.quick or args.search else args.seeds)
+    seeds = range(args.seeds or (1 if args.quick or args.search else SEEDS))
     if args.jobs > 1:
         with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
             list(pool.map(partial(run_seeds, args), [[seed] for seed in seeds]))

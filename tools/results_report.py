@@ -120,7 +120,7 @@ def cost_table(results) -> str:
             ]
         )
     headers = ["", "s a step", "solver forward", "solver backward", "solver %", "% of cells moved"]
-    return table(lines, [*headers, "MB more in the second half"])
+    return table(lines, [*headers, "MiB more in the second half"])
 
 
 def plot_curves(results, path) -> bool:
