@@ -65,14 +65,21 @@ SEARCH = {
     **{f"lambda {low:g} to {high:g}, two-sided {share}":
        ["LAMBDA_RANGE", [low, high], "TWO_SIDED", share]
        for low, high, share in ((500.0, 5000.0, 0.3), (1000.0, 10000.0, 0.2))},
+    "lambda 1000 to 10000 by area 100": ["LAMBDA_RANGE", [1000.0, 10000.0], "LAMBDA_AREA", 100.0],
+    **{f"lambda 1000 to 10000 by area 200, two-sided 0.2, quarter the rate{more}": [
+        "LAMBDA_RANGE", [1000.0, 10000.0], "LAMBDA_AREA", 200.0, "TWO_SIDED", 0.2,
+        "SOLVER.BASE_LR", 0.0001, *options]
+       for more, options in (("", []), (", normalised", ["NORMALIZE_COSTS", True]))},
     "flip rate 0.5 %": ["TARGET_FLIP_RATE", 0.005],
     "lambda by area": ["LAMBDA_AREA", 50.0],
     "classifiers": ["TRAINED_LAYERS", "classifiers"],
     "classifiers, four times the rate": ["TRAINED_LAYERS", "classifiers", "SOLVER.BASE_LR", 0.0016],
+    "400 steps": ["SOLVER.MAX_ITER", 400],
     "half the rate, twice as long": ["SOLVER.BASE_LR", 0.0002, "SOLVER.MAX_ITER", 400],
     "two and a half times the rate": ["SOLVER.BASE_LR", 0.001],
     "three times the batch": ["SOLVER.IMS_PER_BATCH", 36],
     "no cost dropout": ["COST_DROPOUT", 0.0],
+    "cost dropout 0.3": ["COST_DROPOUT", 0.3],
     "cost scales, 20 times the rate": ["LEARN_COST_SCALES", True,
                                        "SOLVER.LR_FACTORS", [["costs.*", 20.0]]],
     "noise 0.5": ["NOISE", 0.5],
