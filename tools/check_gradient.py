@@ -53,6 +53,12 @@ ESTIMATORS = {
         for low in (20.0, 100.0, 200.0, 500.0, 1000.0)
         for sides, two_sided in (("one-sided", 0.0), ("two-sided 0.2", 0.2), ("central", 1.0))
     },
+    "warm_start, two-sided 0.2, lambda 1000 to 10000 by area 200": {
+        "estimator": "warm_start",
+        "two_sided": 0.2,
+        "lambda_range": (1000.0, 10000.0),
+        "lambda_area": 200.0,
+    },
 }
 
 
