@@ -60,7 +60,7 @@ SEARCH = {
     **{f"lambda {low:g} to {high:g}": ["LAMBDA_RANGE", [low, high]]
        for low, high in ((20.0, 200.0), (100.0, 1000.0), (200.0, 2000.0), (500.0, 5000.0),
                          (2000.0, 20000.0))},
-    **{f"lambda {low:g} to {high:g}, two-sided": ["LAMBDA_RANGE", [low, high], "TWO_SIDED", 1.0]
+    **{f"lambda {low:g} to {high:g}, central": ["LAMBDA_RANGE", [low, high], "TWO_SIDED", 1.0]
        for low, high in ((20.0, 200.0), (100.0, 1000.0), (200.0, 2000.0), (500.0, 5000.0))},
     **{f"lambda {low:g} to {high:g}, two-sided {share}":
        ["LAMBDA_RANGE", [low, high], "TWO_SIDED", share]

@@ -339,25 +339,29 @@ class Experiment:
         return results
 
 
-def run_seeds(args, seeds):
-    """All rows of some seeds, in this process."""
+def prepare(args):
+    """Once in every process that runs rows."""
     setup_logger(name="amwc_d2")
     torch.backends.cudnn.deterministic = True
     torch.set_num_threads(max(1, torch.get_num_threads() // args.jobs))
-    experiment = Experiment(args)
-    for seed in seeds:
-        experiment.run_seed(seed)
+
+
+def run_seed(args, seed: int):
+    """All rows of one seed, in a process of its own."""
+    Experiment(args).run_seed(seed)
 
 
 def main(args):
-    setup_logger(name="amwc_d2")
-    experiment = Experiment(args)  # draws the toy set, which the processes then share
+    prepare(args)
+    experiment = Experiment(args)  # draws the toy set, which all processes share
     seeds = range(args.seeds or (1 if args.quick or args.search else SEEDS))
     if args.jobs > 1:
-        with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
-            list(pool.map(partial(run_seeds, args), [[seed] for seed in seeds]))
+        spawn = get_context("spawn")
+        with ProcessPoolExecutor(args.jobs, spawn, initializer=prepare, initargs=(args,)) as pool:
+            list(pool.map(partial(run_seed, args), seeds))
     else:
-        run_seeds(args, seeds)
+        for seed in seeds:
+            experiment.run_seed(seed)
     return experiment.summarize()
 
 

@@ -26,14 +26,10 @@ public:
 
     // Marks the surroundings of the nodes added since the last call; returns the time.
     uint32_t mark(const Grid& g) {
-        const uint32_t n = uint32_t(g.pixels()), W = uint32_t(g.W);
         clock_++;
         for (uint32_t p : moved_) {
             stamp_[p] = clock_;
-            if (p >= 1) stamp_[p - 1] = clock_;
-            if (p + 1 < n) stamp_[p + 1] = clock_;
-            if (p >= W) stamp_[p - W] = clock_;
-            if (p + W < n) stamp_[p + W] = clock_;
+            g.for_each_beside(p, [&](uint32_t q) { stamp_[q] = clock_; });
             g.for_each_neighbour(p, [&](uint32_t q, float) { stamp_[q] = clock_; });
         }
         moved_.clear();

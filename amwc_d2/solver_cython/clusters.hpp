@@ -21,6 +21,12 @@ public:
     int K = 0;
     std::vector<uint32_t> members, begin, size;  // members of thing clusters, sorted by cluster
 
+    // Calls f(p) for every pixel of a thing cluster.
+    template <class F>
+    void for_each_member(uint32_t c, F f) const {
+        for (uint32_t s = begin[c]; s < begin[c] + size[c]; s++) f(members[s]);
+    }
+
     bool build(const Grid& g, const Labelling& l) {
         K = g.K;
         const size_t n = g.pixels(), clusters = l.class_of.size();
@@ -165,11 +171,10 @@ private:
         votes_.resize(grid_->K);
         votes_.clear();
         double lowest = 0;
-        for (uint32_t s = graph_.begin[c]; s < graph_.begin[c] + graph_.size[c]; s++) {
-            const uint32_t p = graph_.members[s];
+        graph_.for_each_member(c, [&](uint32_t p) {
             votes_.add(l.cheapest[p], 1);
             lowest += grid_->cost(p, l.cheapest[p]);
-        }
+        });
         int32_t& k = l.class_of[c];
         int32_t popular = k;
         for (int32_t v : votes_)
@@ -184,8 +189,7 @@ private:
         if (graph_.size[c] <= kTiny)  // no majority worth the name
             for (int32_t other : used_) consider(other);
         const bool changed = k != before;
-        for (uint32_t s = graph_.begin[c]; changed && s < graph_.begin[c] + graph_.size[c]; s++)
-            moves.changed(graph_.members[s]);
+        if (changed) graph_.for_each_member(c, [&](uint32_t p) { moves.changed(p); });
         saving_[c] = own_[c] - lowest;
         return changed;
     }
@@ -272,22 +276,16 @@ private:
 
     // A cluster that others joined: its class and which of its pieces is largest may have changed.
     void gained(NodeMoves& moves, uint32_t c) {
-        for (uint32_t s = graph_.begin[c]; s < graph_.begin[c] + graph_.size[c]; s++)
-            moves.changes.add(graph_.members[s]);
+        graph_.for_each_member(c, [&](uint32_t p) { moves.changes.add(p); });
     }
 
     // Members of c take their new cluster; they and their neighbours are looked at again.
     void transfer(Labelling& l, NodeMoves& moves, uint32_t c, uint32_t top) {
-        const uint32_t n = uint32_t(grid_->pixels()), W = uint32_t(grid_->W);
-        for (uint32_t s = graph_.begin[c]; s < graph_.begin[c] + graph_.size[c]; s++) {
-            const uint32_t p = graph_.members[s];
+        graph_.for_each_member(c, [&](uint32_t p) {
             l.z[p] = int32_t(top);
             moves.changed(p);
-            if (p >= 1) moves.wake(p - 1);
-            if (p + 1 < n) moves.wake(p + 1);
-            if (p >= W) moves.wake(p - W);
-            if (p + W < n) moves.wake(p + W);
-        }
+            grid_->for_each_beside(p, [&](uint32_t q) { moves.wake(q); });
+        });
     }
 };
 
@@ -359,8 +357,7 @@ private:
             const float* cost = g.node + size_t(used_[i]) * g.pixels();
             for (size_t c = K; c < graph_.size.size(); c++) {
                 double sum = 0;
-                for (uint32_t s = graph_.begin[c]; s < graph_.begin[c] + graph_.size[c]; s++)
-                    sum += cost[graph_.members[s]];
+                graph_.for_each_member(uint32_t(c), [&](uint32_t p) { sum += cost[p]; });
                 node_[(c - K) * u + i] = sum;
             }
         }

@@ -58,7 +58,18 @@ struct Grid {
         for_each_arc(p, [&](uint32_t q, const float* w) { f(q, *w); }, longest_back);
     }
 
-    // The same with a pointer into the edge costs.
+    // Calls f(q) for the pixels next to p in memory and in its column: its four neighbours, and at
+    // the ends of rows one that is none, which does no harm to whoever looks for what may change.
+    template <class F>
+    void for_each_beside(uint32_t p, F f) const {
+        const uint32_t n = uint32_t(pixels()), width = uint32_t(W);
+        if (p >= 1) f(p - 1);
+        if (p + 1 < n) f(p + 1);
+        if (p >= width) f(p - width);
+        if (p + width < n) f(p + width);
+    }
+
+    // As for_each_neighbour, with a pointer into the edge costs.
     template <class F>
     void for_each_arc(uint32_t p, F f, int longest_back = kAnyLength) const {
         const int y = int(p / uint32_t(W)), x = int(p % uint32_t(W));
