@@ -21,6 +21,9 @@ public:
 
     void add(uint32_t p) { moved_.push_back(p); }
 
+    // Drops the nodes added so far, while none but new looks will be taken.
+    void forget() { moved_.clear(); }
+
     // The nodes added since surroundings were last marked.
     const std::vector<uint32_t>& moved() const { return moved_; }
 

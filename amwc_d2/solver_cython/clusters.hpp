@@ -11,50 +11,68 @@
 #include "grid.hpp"
 #include "labelling.hpp"
 #include "moves.hpp"
+#include "sums.hpp"
 
 namespace amwc {
 
-// The graph of clusters: members of thing clusters and the weights between clusters, but for those
+// The graph of clusters: pixels of thing clusters and the weights between clusters, but for those
 // between two stuff clusters.
 class ClusterGraph {
 public:
     int K = 0;
-    std::vector<uint32_t> members, begin, size;  // members of thing clusters, sorted by cluster
+    std::vector<uint32_t> size;  // pixels of a thing cluster
+
+    // Calls f(p, length) for every run of pixels in a row of a thing cluster.
+    template <class F>
+    void for_each_run(uint32_t c, F f) const {
+        for (uint32_t r = begin_[c]; r < begin_[c + 1]; r++) f(runs_[r].start, runs_[r].length);
+    }
 
     // Calls f(p) for every pixel of a thing cluster.
     template <class F>
     void for_each_member(uint32_t c, F f) const {
-        for (uint32_t s = begin[c]; s < begin[c] + size[c]; s++) f(members[s]);
+        for_each_run(c, [&](uint32_t start, uint32_t length) {
+            for (uint32_t p = start; p < start + length; p++) f(p);
+        });
+    }
+
+    // Calls f(p) for every pixel of things.
+    template <class F>
+    void for_each_pixel(F f) const {
+        for (uint32_t c = 0; c < size.size(); c++) for_each_member(c, f);
     }
 
     bool build(const Grid& g, const Labelling& l) {
         K = g.K;
-        const size_t n = g.pixels(), clusters = l.class_of.size();
+        const size_t clusters = l.class_of.size();
         size.assign(clusters, 0);
-        for (size_t p = 0; p < n; p++) size[l.z[p]]++;
-        begin.resize(clusters + 1);
-        uint32_t total = 0;
-        for (size_t c = 0; c < clusters; c++) {
-            begin[c] = total;
-            if (c >= size_t(K)) total += size[c];
-        }
-        if (!total) return false;
-        members.resize(total);
-        for (size_t p = 0; p < n; p++)
-            if (l.z[p] >= K) members[begin[l.z[p]]++] = uint32_t(p);
-        for (size_t c = size_t(K); c < clusters; c++) begin[c] -= size[c];
+        begin_.assign(clusters + 2, 0);
+        found_.clear();
+        amwc::for_each_run(g, l.z, [&](uint32_t p, uint32_t length) {
+            const size_t c = size_t(l.z[p]);
+            if (c < size_t(K)) return;
+            size[c] += length;
+            begin_[c + 2]++;
+            found_.push_back({p, length});
+        });
+        if (found_.empty()) return false;
+        for (size_t c = 0; c < clusters; c++) begin_[c + 2] += begin_[c + 1];
+        runs_.resize(found_.size());
+        for (const Run& run : found_) runs_[begin_[size_t(l.z[run.start]) + 1]++] = run;
         from_.clear();
         to_.clear();
         weight_.clear();
         sums_.resize(clusters);
         for (size_t c = size_t(K); c < clusters; c++) {
             sums_.clear();
-            for (uint32_t s = begin[c]; s < begin[c] + size[c]; s++)
-                g.for_each_neighbour(members[s], [&](uint32_t q, float w) {
-                    const int32_t b = l.z[q];
-                    if (b < int32_t(c)) sums_.add(b, w);
-                });
+            for_each_run(uint32_t(c), [&](uint32_t p, uint32_t length) {
+                g.for_each_run_of_neighbours(
+                    p, int(length), [&](uint32_t q, const float* w, int count) {
+                        sums_.add(l.z + q, w, count);
+                    });
+            });
             for (int32_t b : sums_) {
+                if (b >= int32_t(c)) continue;
                 from_.push_back(uint32_t(c));
                 to_.push_back(uint32_t(b));
                 weight_.push_back(sums_[b]);
@@ -71,7 +89,11 @@ public:
     }
 
 private:
-    std::vector<uint32_t> from_, to_;
+    struct Run {
+        uint32_t start, length;
+    };
+    std::vector<Run> found_, runs_;  // in the order of the pixels, and by cluster
+    std::vector<uint32_t> begin_, from_, to_;
     std::vector<float> weight_;
     Sums sums_;
 };
@@ -95,14 +117,13 @@ public:
         saving_.assign(n, 0.0);
         heap_.clear();
         size_t changes = 0;
-        classes_in_use(l);
         for (uint32_t c = 0; c < n; c++) {
             into_[c] = last_[c] = c;
             sums_[c].clear();
-            if (c >= K && graph_.size[c]) changes += measure(l, c, moves);
+            if (large(c)) changes += measure(l, c, moves);
         }
         for (uint32_t c = K; c < n; c++)
-            if (graph_.size[c]) push(l, c);
+            if (large(c)) push(l, c);
         while (!heap_.empty()) {
             const Offer top = heap_.front();
             std::pop_heap(heap_.begin(), heap_.end());
@@ -128,7 +149,7 @@ public:
     }
 
 private:
-    static constexpr uint32_t kEnd = 0xffffffffu, kTiny = 8;
+    static constexpr uint32_t kEnd = 0xffffffffu;
     struct Offer {
         double gain;
         uint32_t a, version;
@@ -149,24 +170,17 @@ private:
     std::vector<std::vector<ClassSum>> sums_;
     std::vector<double> own_, saving_;  // cost of the cluster's class; what free choice would save
     std::vector<Offer> heap_;
-    std::vector<int32_t> used_;  // classes of things
 
     uint32_t find(uint32_t c) {
         while (into_[c] != c) c = into_[c] = into_[into_[c]];
         return c;
     }
 
-    void classes_in_use(const Labelling& l) {
-        votes_.resize(grid_->K);
-        votes_.clear();
-        for (size_t c = size_t(grid_->K); c < graph_.size.size(); c++)
-            if (graph_.size[c]) votes_.add(l.class_of[c], 1);
-        used_.assign(votes_.begin(), votes_.end());
-        std::sort(used_.begin(), used_.end());
+    bool large(uint32_t c) const {
+        return c >= uint32_t(grid_->K) && graph_.size[c] > kTinyCluster;
     }
 
-    // Costs of a cluster; it takes the class that most of its pixels like best if that is cheaper,
-    // and any class that some thing has if it is tiny.
+    // Costs of a cluster; it takes the class that most of its pixels like best if that is cheaper.
     bool measure(Labelling& l, uint32_t c, NodeMoves& moves) {
         votes_.resize(grid_->K);
         votes_.clear();
@@ -186,8 +200,6 @@ private:
             if (cost < own_[c]) own_[c] = cost, k = other;
         };
         if (popular != k) consider(popular);
-        if (graph_.size[c] <= kTiny)  // no majority worth the name
-            for (int32_t other : used_) consider(other);
         const bool changed = k != before;
         if (changed) graph_.for_each_member(c, [&](uint32_t p) { moves.changed(p); });
         saving_[c] = own_[c] - lowest;
@@ -200,8 +212,7 @@ private:
         double value = 0;
         const float* cost = grid_->node + size_t(k) * grid_->pixels();
         for (uint32_t part = c; part != kEnd; part = next_[part])
-            for (uint32_t s = graph_.begin[part]; s < graph_.begin[part] + graph_.size[part]; s++)
-                value += cost[graph_.members[s]];
+            graph_.for_each_member(part, [&](uint32_t p) { value += cost[p]; });
         sums_[c].push_back({k, value});
         return value;
     }
@@ -228,7 +239,7 @@ private:
                 if (w + saving_[a] <= gain) continue;
                 value = w + own_[a] - sum(a, int32_t(b));
             } else {
-                if (w <= gain) continue;
+                if (w <= gain || !large(b)) continue;
                 int32_t k;
                 value = w + own_[a] + own_[b] - joint(l, a, b, k);
             }
@@ -270,7 +281,7 @@ private:
         // The offers of neighbours may have risen.
         for (uint32_t s : touched_) {
             const uint32_t h = adjacency_.lists[b].ids[s];
-            if (h >= uint32_t(grid_->K)) push(l, h);
+            if (large(h)) push(l, h);
         }
     }
 
@@ -328,7 +339,7 @@ public:
                 choice_[c] = to;
             }
         }
-        for (uint32_t p : graph_.members) l.z[p] = choice_[l.z[p]];
+        graph_.for_each_pixel([&](uint32_t p) { l.z[p] = choice_[l.z[p]]; });
     }
 
 private:
@@ -341,7 +352,7 @@ private:
     // Sums over every thing cluster for the labels whose kind some of its pixels like best.
     void node_sums(const Grid& g, const Labelling& l) {
         count_.assign(g.K, 0);
-        for (uint32_t p : graph_.members) count_[l.kind[l.cheapest[p]]]++;
+        graph_.for_each_pixel([&](uint32_t p) { count_[l.kind[l.cheapest[p]]]++; });
         for (size_t c = size_t(g.K); c < graph_.size.size(); c++)
             if (graph_.size[c]) count_[l.kind[l.class_of[c]]] += 8;
         used_.clear();

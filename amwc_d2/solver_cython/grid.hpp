@@ -87,18 +87,21 @@ struct Grid {
     }
 
     // Calls f(q, weights, count) for every run of edges that join successive pixels of the run of
-    // pixels p + i, i < length, in a row, to q, q + 1, ..., in a fixed order.
+    // pixels p + i, i < length, in a row, to q, q + 1, ..., in a fixed order; of the edges up and
+    // left for those of at most this length only.
     template <class F>
-    void for_each_run_of_neighbours(uint32_t p, int length, F f) const {
+    void for_each_run_of_neighbours(uint32_t p, int length, F f,
+                                    int longest_back = kAnyLength) const {
         const int y = int(p / uint32_t(W)), x = int(p % uint32_t(W));
         const size_t n = pixels();
         for (int d = 0; d < D; d++) {
             const int step = dist[d], skip = std::max(0, step - x);
             const float *right = layer(d, 0) + p, *down = right + n;
             const size_t shift = size_t(step) * W;
-            if (skip < length) f(p + skip - step, right + skip - step, length - skip);
+            const bool back = step <= longest_back;
+            if (back && skip < length) f(p + skip - step, right + skip - step, length - skip);
             if (x + step < W) f(p + step, right, std::min(length, W - step - x));
-            if (y >= step) f(uint32_t(p - shift), down - shift, length);
+            if (back && y >= step) f(uint32_t(p - shift), down - shift, length);
             if (y + step < H) f(uint32_t(p + shift), down, length);
         }
     }
@@ -185,6 +188,20 @@ private:
     std::vector<int32_t> edges_;
 };
 
+// Calls f(p, length) for every run of pixels of one cluster in a row, in the order of the pixels.
+template <class F>
+void for_each_run(const Grid& g, const int32_t* z, F f) {
+    for (int y = 0; y < g.H; y++, z += g.W)
+        for (int x = 0; x < g.W;) {
+            const Int4 wanted = splat(z[x]);
+            int end = x + 1;
+            while (end + 4 <= g.W && all(load(z + end) == wanted)) end += 4;
+            while (end < g.W && z[end] == z[x]) end++;
+            f(uint32_t(y) * g.W + x, uint32_t(end - x));
+            x = end;
+        }
+}
+
 // sum_i c_V(i, x_i) + sum_ij c_E(ij) [z_i != z_j] in double precision, in the order of the indices.
 inline double objective(const Graph& g, const int32_t* classes, const int32_t* segments) {
     double sum = 0;
@@ -195,17 +212,27 @@ inline double objective(const Graph& g, const int32_t* classes, const int32_t* s
     return sum;
 }
 
-// The same in four interleaved partial sums.
+// The same in four interleaved partial sums. Most edges are not cut, and their weights not read.
 inline double objective(const Grid& g, const int32_t* classes, const int32_t* segments) {
     double sum[4] = {0, 0, 0, 0};
-    const size_t n = g.pixels();
-    for (size_t p = 0; p < n; p++) sum[p % 4] += g.cost(uint32_t(p), classes[p]);
+    for_each_run(g, classes, [&](uint32_t p, uint32_t length) {
+        const float* cost = g.node + size_t(classes[p]) * g.pixels() + p;
+        Double2 low = {0, 0}, high = {0, 0};
+        uint32_t i = 0;
+        for (; i + 4 <= length; i += 4) widen_add(load(cost + i), low, high);
+        for (; i < length; i++) sum[i % 4] += cost[i];
+        for (int k = 0; k < 2; k++) sum[k] += low[k], sum[k + 2] += high[k];
+    });
     g.for_each_row([&](size_t p, size_t q, const float* w, int count) {
         const int32_t *a = segments + p, *b = segments + q;
         Double2 low = {0, 0}, high = {0, 0};
         int x = 0;
-        for (; x + 4 <= count; x += 4)
-            widen_add(drop(load(a + x) == load(b + x), load(w + x)), low, high);
+        for (; x + 16 <= count; x += 16) {
+            Int4 same[4];
+            for (int i = 0; i < 4; i++) same[i] = load(a + x + 4 * i) == load(b + x + 4 * i);
+            if (all(same[0] & same[1] & same[2] & same[3])) continue;
+            for (int i = 0; i < 4; i++) widen_add(drop(same[i], load(w + x + 4 * i)), low, high);
+        }
         for (; x < count; x++) sum[x % 4] += a[x] != b[x] ? w[x] : 0.0f;
         for (int i = 0; i < 2; i++) sum[i] += low[i], sum[i + 2] += high[i];
     });

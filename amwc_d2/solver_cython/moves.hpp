@@ -17,77 +17,34 @@
 #include <limits>
 #include <vector>
 
+#include "arcs.hpp"
 #include "changes.hpp"
 #include "grid.hpp"
+#include "labelling.hpp"
 #include "simd.hpp"
 
 namespace amwc {
-
-// Sums by cluster id that are cleared in O(1).
-class Sums {
-public:
-    // Room for ids below n.
-    void resize(size_t n) {
-        if (cells_.size() < n) {
-            cells_.resize(n, {0, 0});
-            seen_.resize(n + 1);
-        }
-    }
-    void clear() {
-        count_ = 0;
-        if (++tick_ == 0) {
-            for (auto& cell : cells_) cell.tick = 0;
-            tick_ = 1;
-        }
-    }
-    void add(int32_t id, float w) {
-        Cell& cell = cells_[size_t(id)];
-        const bool first = cell.tick != tick_;
-        seen_[count_] = id;  // kept only if this is the first
-        count_ += first;
-        cell.sum = (first ? 0.0f : cell.sum) + w;
-        cell.tick = tick_;
-    }
-    float operator[](int32_t id) const {
-        const Cell& cell = cells_[size_t(id)];
-        return cell.tick == tick_ ? cell.sum : 0;
-    }
-    // The ids added to, in order.
-    const int32_t* begin() const { return seen_.data(); }
-    const int32_t* end() const { return seen_.data() + count_; }
-
-private:
-    struct Cell {
-        float sum;
-        uint32_t tick;
-    };
-    std::vector<Cell> cells_;
-    std::vector<int32_t> seen_;
-    size_t count_ = 0;
-    uint32_t tick_ = 0;
-};
 
 class NodeMoves {
 public:
     Changes changes;
 
-    // cheapest: class of lowest cost of every node. home[k]: cluster that a node may always join
-    // because it likes class k best, or -1. thorough: the slack also bounds moves to clusters that
+    // home[k]: cluster that a node may always join because it likes class k best, or -1. thorough: the slack also bounds moves to clusters that
     // are no neighbours yet, so that when nothing moves any more a first sweep would not either.
-    template <class Costs>
-    void start(const Costs& costs, int32_t* z, const int32_t* class_of, size_t clusters,
-               const int32_t* cheapest, const int32_t* home, float epsilon, bool thorough) {
-        z_ = z;
-        class_of_ = class_of;
-        cheapest_ = cheapest;
+    void start(const Grid& g, const Labelling& l, const int32_t* home, bool thorough) {
+        z_ = l.z;
+        class_of_ = l.class_of.data();
+        cheapest_ = l.cheapest;
         home_ = home;
-        epsilon_ = epsilon;
+        epsilon_ = l.epsilon;
         thorough_ = thorough;
-        sums_.resize(clusters);
-        slack_.resize(costs.pixels());
-        changes.start(costs.pixels());
-        around_.resize(costs.most_neighbours());
-        pull_.resize(costs.most_neighbours());
+        slack_.resize(g.pixels());
+        changes.start(g.pixels());
+        arcs_.build(g);
+        label_.resize(g.D);
+        rest_.resize(g.D);
+        pull_.resize(g.D);
+        awake_.assign(g.pixels() / kBlock + 1, 0);
     }
 
     // The first sweep: bounds a row and moves its nodes while their costs are in the cache. Later
@@ -102,11 +59,10 @@ public:
     }
 
     // Sweeps until nothing moves, at most max_sweeps times; returns the number of moves.
-    template <class Costs>
-    size_t run(const Costs& costs, int max_sweeps) {
+    size_t run(const Grid& g, int max_sweeps) {
         size_t total = 0;
         for (int i = 0; i < max_sweeps; i++) {
-            const size_t moves = sweep(costs, 0, uint32_t(costs.pixels()));
+            const size_t moves = sweep(g);
             total += moves;
             if (!moves) break;
         }
@@ -114,16 +70,19 @@ public:
     }
 
     // Has p looked at again.
-    void wake(uint32_t p) { slack_[p] = -1; }
+    void wake(uint32_t p) {
+        slack_[p] = -1;
+        awake_[p / kBlock] = 1;
+    }
 
     // Bounds anew what moved since changes were last marked: apply lowers its neighbours' slack only.
-    template <class Costs>
-    void bound_moved(const Costs& costs) {
+    void bound_moved(const Grid& g) {
         for (uint32_t p : changes.moved()) {
             float s = 0;
-            costs.for_each_neighbour(p, [&](uint32_t q, float w) { s += pull(z_[p], z_[q], w); });
+            arcs_.for_each(g, p, [&](uint32_t q, float w) { s += bound(z_[p], z_[q], w); });
             slack_[p] = s;
-            saved(costs, p);
+            saved(g, p);
+            awake_[p / kBlock] = 1;
         }
     }
 
@@ -134,60 +93,104 @@ public:
     }
 
     // Moves p and lowers the slack of its neighbours by what they may have gained.
-    template <class Costs>
-    void apply(const Costs& costs, uint32_t p, int32_t to) {
-        const int32_t from = z_[p];
-        z_[p] = to;
-        changes.add(p);
-        costs.for_each_neighbour(p, [&](uint32_t q, float w) { spend(q, w, from, to); });
-    }
+    void apply(const Grid& g, uint32_t p, int32_t to) { shift(p, to, look(g, p)); }
 
     // After clusters were added.
-    void grow(const std::vector<int32_t>& class_of) {
-        class_of_ = class_of.data();
-        sums_.resize(class_of.size());
-    }
+    void grow(const std::vector<int32_t>& class_of) { class_of_ = class_of.data(); }
 
 private:
+    static constexpr uint32_t kBlock = 64;
+
     int32_t* z_ = nullptr;
     const int32_t *class_of_ = nullptr, *cheapest_ = nullptr, *home_ = nullptr;
     float epsilon_ = 0;
     bool thorough_ = false;
     std::vector<float> slack_;
-    Sums sums_;
+    std::vector<uint8_t> awake_;  // blocks of nodes that may hold a negative slack
+    Arcs arcs_;
 
-    std::vector<uint32_t> around_;
-    std::vector<float> pull_;
+    // The node looked at: for each distance the clusters of its four neighbours (-1 where there is
+    // none) and the weights to them.
+    std::vector<Int4> label_, rest_;
+    std::vector<Float4> pull_;
+    struct Place {
+        Arcs::Zone column, row;
+    };
 
-    void spend(uint32_t q, float w, int32_t from, int32_t to) {
-        const int32_t zq = z_[q];
-        float drop = std::abs(w);
-        drop = zq == from ? w + std::max(w, 0.0f) : drop;
-        drop = zq == to ? std::max(-w, 0.0f) - w : drop;
-        slack_[q] -= drop;
+    // Gathers the surroundings of p.
+    Place look(const Grid& g, uint32_t p) {
+        const uint32_t width = uint32_t(g.W);
+        const Place place{arcs_.of_column(int(p % width)), arcs_.of_row(int(p / width))};
+        const int32_t* z = z_ + p;
+        const float* e = g.edge + p;
+        for (int d = 0; d < g.D; d++) {
+            const Arcs::Arc *h = place.column.arcs + 2 * d, *v = place.row.arcs + 2 * d;
+            const Int4 missing = place.column.missing[d] | place.row.missing[d];
+            const Int4 label = {z[h[0].node], z[h[1].node], z[v[0].node], z[v[1].node]};
+            const Float4 weight = {e[h[0].edge], e[h[1].edge], e[v[0].edge], e[v[1].edge]};
+            label_[d] = rest_[d] = label | missing;
+            pull_[d] = drop(missing, weight);
+        }
+        return place;
     }
 
-    template <class Costs>
-    bool evaluate(const Costs& costs, uint32_t p) {
-        uint32_t* const around = around_.data();
-        float* const pull = pull_.data();
-        size_t degree = 0;
-        costs.for_each_neighbour(p, [&](uint32_t q, float w) {
-            around[degree] = q;
-            pull[degree++] = w;
-        });
-        sums_.clear();
-        for (size_t i = 0; i < degree; i++) sums_.add(z_[around[i]], pull[i]);
+    // Moves p, which was looked at, and lowers the slack of its neighbours.
+    void shift(uint32_t p, int32_t to, Place place) {
+        const Int4 from4 = splat(z_[p]), to4 = splat(to);
+        const auto lower_slack = [&](const Arcs::Arc& a, float drop) {
+            const uint32_t q = p + a.node;
+            slack_[q] -= drop;
+            awake_[q / kBlock] = 1;
+        };
+        for (size_t d = 0; d < pull_.size(); d++) {
+            const Float4 w = pull_[d], zero = splat(0.0f);
+            const Float4 up = higher(w, zero), down = higher(-w, zero);
+            Float4 drop = up + down;
+            drop = select(label_[d] == from4, w + up, drop);
+            drop = select(label_[d] == to4, down - w, drop);
+            const Arcs::Arc *h = place.column.arcs + 2 * d, *v = place.row.arcs + 2 * d;
+            lower_slack(h[0], drop[0]);
+            lower_slack(h[1], drop[1]);
+            lower_slack(v[0], drop[2]);
+            lower_slack(v[1], drop[3]);
+        }
+        z_[p] = to;
+        changes.add(p);
+    }
+
+    struct Pull {
+        float sum, attraction;  // of all edges, and of those that attract
+    };
+
+    // The pull of a cluster, none of whose edges are of the first distances; they are then done with.
+    Pull pull_of(int32_t c, size_t first) {
+        const Int4 wanted = splat(c);
+        Float4 sum = splat(0.0f), attraction = sum;
+        for (size_t d = first; d < rest_.size(); d++) {
+            const Int4 same = rest_[d] == wanted;
+            const Float4 w = keep(same, pull_[d]);
+            sum += w;
+            attraction += higher(w, splat(0.0f));
+            rest_[d] |= same;
+        }
+        return {total(sum), total(attraction)};
+    }
+
+    // Moves p to the cluster where it is worth most, if that is not its own.
+    bool evaluate(const Grid& g, uint32_t p) {
         const int32_t from = z_[p], home = home_[cheapest_[p]];
-        if (home >= 0) sums_.add(home, 0);
-        const float stay = sums_[from] - costs.cost(p, class_of_[from]);
+        const auto cost = [&](int32_t k) { return g.node + size_t(k) * g.pixels() + p; };
+        __builtin_prefetch(cost(class_of_[from]));
+        g.for_each_beside(p, [&](uint32_t q) { __builtin_prefetch(cost(class_of_[z_[q]])); });
+        const Place place = look(g, p);
+        const float stay = pull_of(from, 0).sum - *cost(class_of_[from]);
+        const float lowest = *cost(cheapest_[p]);
         float best = -std::numeric_limits<float>::infinity(), second = best;
         int32_t to = from;
         // Costs of other classes lie far apart in memory: those that cannot matter are not read.
-        const float lowest = costs.cost(p, cheapest_[p]);
-        for (int32_t c : sums_) {
-            if (c == from || sums_[c] - lowest < std::max(second, std::min(best, stay))) continue;
-            const float value = sums_[c] - costs.cost(p, class_of_[c]);
+        const auto consider = [&](int32_t c, float pull) {
+            if (pull - lowest < std::max(second, std::min(best, stay))) return;
+            const float value = pull - *cost(class_of_[c]);
             if (value > best || (value == best && c < to)) {
                 second = best;
                 best = value;
@@ -195,31 +198,53 @@ private:
             } else {
                 second = std::max(second, value);
             }
-        }
-        if (!(best > stay + epsilon_)) {
-            slack_[p] = std::max(stay - best, 0.0f);
-            if (thorough_) slack_[p] = std::min(slack_[p], stay + lowest);
-            return false;
-        }
-        z_[p] = to;
-        changes.add(p);
-        for (size_t i = 0; i < degree; i++) spend(around[i], pull[i], from, to);
-        slack_[p] = best - std::max(second, stay);
-        if (thorough_) slack_[p] = std::min(slack_[p], best + lowest);
-        return true;
+        };
+        // Nearest clusters first, until no other can attract p enough.
+        Float4 attraction = splat(0.0f);
+        for (size_t d = 0; d < rest_.size(); d++)
+            attraction += drop(rest_[d] < 0, higher(pull_[d], splat(0.0f)));
+        float others = total(attraction);
+        bool at_home = home < 0 || home == from;
+        for (size_t d = 0; d < rest_.size(); d++)
+            while (const unsigned left = 15 & ~negative(rest_[d])) {
+                if (others - lowest < std::max(best, stay)) goto settled;
+                const int32_t c = rest_[d][__builtin_ctz(left)];
+                const Pull pull = pull_of(c, d);
+                others -= pull.attraction;
+                consider(c, pull.sum);
+                at_home |= c == home;
+            }
+        if (!at_home) consider(home, 0.0f);
+        others = 0;
+    settled:
+        second = std::max(second, others - lowest);
+        const bool moves = best > stay + epsilon_;
+        if (moves) shift(p, to, place);
+        slack_[p] = moves ? best - std::max(second, stay) : std::max(stay - std::max(best, second), 0.0f);
+        if (thorough_) slack_[p] = std::min(slack_[p], std::max(best, stay) + lowest);
+        return moves;
     }
 
-    template <class Costs>
-    size_t sweep(const Costs& costs, uint32_t begin, uint32_t end) {
-        constexpr uint32_t kBlock = 16;
+    size_t sweep(const Grid& g) {
+        size_t moves = 0;
+        for (uint32_t b = 0; b < awake_.size(); b++) {
+            if (!awake_[b]) continue;
+            awake_[b] = 0;
+            moves += sweep(g, b * kBlock, std::min((b + 1) * kBlock, uint32_t(g.pixels())));
+        }
+        return moves;
+    }
+
+    // Evaluates the nodes of negative slack in order.
+    size_t sweep(const Grid& g, uint32_t begin, uint32_t end) {
         size_t moves = 0;
         for (uint32_t p = begin; p < end;) {
-            if (p + kBlock <= end && none_negative(&slack_[p])) {
-                p += kBlock;
+            if (p + 16 <= end && none_negative(&slack_[p])) {
+                p += 16;
                 continue;
             }
-            for (const uint32_t stop = std::min(p + kBlock, end); p < stop; p++)
-                if (slack_[p] < 0) moves += evaluate(costs, p);
+            for (const uint32_t stop = std::min(p + 16, end); p < stop; p++)
+                if (slack_[p] < 0) moves += evaluate(g, p);
         }
         return moves;
     }
@@ -233,61 +258,55 @@ private:
         return !(bits & 0x8000000080000000u);
     }
 
-    template <class Costs>
-    void saved(const Costs& costs, uint32_t p) {
+    void saved(const Grid& g, uint32_t p) {
         if (z_[p] == cheapest_[p]) return;  // stuff that likes its class best
         const int32_t k = class_of_[z_[p]];
-        if (k != cheapest_[p]) slack_[p] -= costs.cost(p, k) - costs.cost(p, cheapest_[p]);
+        if (k != cheapest_[p]) slack_[p] -= g.cost(p, k) - g.cost(p, cheapest_[p]);
     }
 
     // The first bound of a row.
     void bound(const Grid& g, int y) {
-        const size_t row = size_t(y) * g.W;
-        const int32_t* z = z_ + row;
-        float* s = slack_.data() + row;
-        std::fill_n(s, g.W, 0.0f);
-        for (int d = 0; d < g.D; d++) {
-            const int step = g.dist[d];
-            const ptrdiff_t shift = ptrdiff_t(step) * g.W;
-            const float *right = g.layer(d, 0) + row, *down = g.layer(d, 1) + row;
-            if (step < g.W) {
-                pull(s + step, z + step, z, right, g.W - step);
-                pull(s, z, z + step, right, g.W - step);
-            }
-            if (y >= step && y + step < g.H) {
-                pull(s, z, z - shift, down - shift, z + shift, down, g.W);
-            } else {
-                if (y >= step) pull(s, z, z - shift, down - shift, g.W);
-                if (y + step < g.H) pull(s, z, z + shift, down, g.W);
+        const uint32_t row = uint32_t(y) * g.W;
+        for (int x = 0; x < g.W;) {
+            const int end = arcs_.zone_end(x);
+            const Place place{arcs_.of_column(x), arcs_.of_row(y)};
+            for (; x + 16 <= end; x += 16) bound<4>(g, row + x, place);
+            for (; x + 4 <= end; x += 4) bound<1>(g, row + x, place);
+            for (; x < end; x++) {
+                float s = 0;
+                const uint32_t p = row + uint32_t(x);
+                arcs_.for_each(g, p, [&](uint32_t q, float w) { s += bound(z_[p], z_[q], w); });
+                slack_[p] = s;
             }
         }
-        for (uint32_t p = uint32_t(row); p < uint32_t(row) + g.W; p++) saved(g, p);
+        for (uint32_t p = row; p < row + g.W; p++) saved(g, p);
     }
 
-    // w where z and zq agree, -max(w, 0) elsewhere.
-    static Float4 pull(Int4 z, Int4 zq, Float4 w) {
-        const Float4 other = -w < splat(0.0f) ? -w : splat(0.0f);
-        return select(z == zq, w, other);
-    }
-    static float pull(int32_t z, int32_t zq, float w) { return z == zq ? w : w > 0 ? -w : 0.0f; }
-
-    static void pull(float* s, const int32_t* z, const int32_t* zq, const float* w, int count) {
-        int x = 0;
-        for (; x + 4 <= count; x += 4)
-            store(s + x, load(s + x) + pull(load(z + x), load(zq + x), load(w + x)));
-        for (; x < count; x++) s[x] += pull(z[x], zq[x], w[x]);
-    }
-
-    static void pull(float* s, const int32_t* z, const int32_t* za, const float* wa,
-                     const int32_t* zb, const float* wb, int count) {
-        int x = 0;
-        for (; x + 4 <= count; x += 4) {
-            const Int4 own = load(z + x);
-            store(s + x, load(s + x) + pull(own, load(za + x), load(wa + x)) +
-                             pull(own, load(zb + x), load(wb + x)));
+    template <int N>
+    void bound(const Grid& g, uint32_t p, Place place) {
+        Float4 s[N];
+        Int4 own[N];
+        for (int i = 0; i < N; i++) {
+            s[i] = splat(0.0f);
+            own[i] = load(z_ + p + 4 * i);
         }
-        for (; x < count; x++) s[x] = s[x] + pull(z[x], za[x], wa[x]) + pull(z[x], zb[x], wb[x]);
+        for (const Arcs::Zone& zone : {place.column, place.row})
+            for (int j = 0; j < 2 * g.D; j++) {
+                const Arcs::Arc& a = zone.arcs[j];
+                if (!a.node) continue;
+                const int32_t* z = z_ + p + a.node;
+                const float* w = g.edge + (ptrdiff_t(p) + a.edge);
+                for (int i = 0; i < N; i++)
+                    s[i] += bound(own[i], load(z + 4 * i), load(w + 4 * i));
+            }
+        for (int i = 0; i < N; i++) store(&slack_[p + 4 * i], s[i]);
     }
+
+    // What an edge adds to the slack: w where z and zq agree, -max(w, 0) elsewhere.
+    static Float4 bound(Int4 z, Int4 zq, Float4 w) {
+        return select(z == zq, w, lower(-w, splat(0.0f)));
+    }
+    static float bound(int32_t z, int32_t zq, float w) { return z == zq ? w : w > 0 ? -w : 0.0f; }
 };
 
 }  // namespace amwc

@@ -9,6 +9,7 @@
 #include "grid.hpp"
 #include "labelling.hpp"
 #include "moves.hpp"
+#include "sums.hpp"
 
 namespace amwc {
 
@@ -16,30 +17,33 @@ namespace amwc {
 class PieceMoves {
 public:
     // Moves every piece of at most kLargest pixels to where it lowers the objective most; the main
-    // bodies of thing clusters are left to Joins. Returns the number of moves.
+    // bodies of thing clusters that are not tiny are left to Joins. Returns the number of moves.
     size_t run(const Grid& g, Labelling& l, NodeMoves& moves) {
         find(g, l);
         const uint32_t last = looked_;
         looked_ = moves.changes.mark(g);
         size_t moved = 0;
         for (uint32_t r = 0; r < runs_.size(); r++)
-            if (root(r) == r && size_[r] <= kLargest && !main_body(g, l, r) &&
+            if (root(r) == r && size_[r] <= kLargest &&
+                (size_[r] <= kTinyCluster || !main_body(g, l, r)) &&
                 changed(moves.changes, last, r))
                 moved += evaluate(g, l, moves, r);
         return moved;
     }
 
 private:
-    static constexpr uint32_t kLargest = 1024;
+    static constexpr uint32_t kLargest = 1024, kSampled = 64;
     static constexpr uint32_t kEnd = 0xffffffffu;
     struct Run {
         uint32_t start, length, parent, next;
     };
     uint32_t looked_ = 0;
     std::vector<Run> runs_;
-    std::vector<uint32_t> size_, last_, body_, piece_;
+    std::vector<uint32_t> size_, last_, body_;
     std::vector<int32_t> classes_;
+    std::vector<uint32_t> part_;  // the runs of a piece that are looked at
     std::vector<double> node_, rest_;  // rest_: lowest cost of the runs after each
+    double lowest_ = 0, stay_ = 0;  // cost of free choice, worth of staying but for the edges
     Sums sums_, votes_;
 
     uint32_t root(uint32_t r) {
@@ -61,43 +65,31 @@ private:
 
     void find(const Grid& g, const Labelling& l) {
         runs_.clear();
-        uint32_t above = 0;
-        for (int y = 0; y < g.H; y++) {
-            const uint32_t first = uint32_t(runs_.size()), row = uint32_t(y) * g.W;
-            const int32_t* z = l.z + row;
-            for (int x = 0; x < g.W;) {
-                int end = x + 1;
-                while (end < g.W && z[end] == z[x]) end++;
-                const uint32_t id = uint32_t(runs_.size());
-                runs_.push_back({row + x, uint32_t(end - x), id, kEnd});
-                x = end;
-            }
-            if (y) {
-                uint32_t a = above, b = first;
-                while (a < first && b < runs_.size()) {
-                    const uint32_t a0 = runs_[a].start + g.W, a1 = a0 + runs_[a].length;
-                    const uint32_t b0 = runs_[b].start, b1 = b0 + runs_[b].length;
-                    if (a0 < b1 && b0 < a1 && l.z[runs_[a].start] == l.z[b0]) {
-                        const uint32_t i = root(a), j = root(b);
-                        runs_[std::max(i, j)].parent = std::min(i, j);
-                    }
-                    if (a1 <= b1) a++;
-                    if (b1 <= a1) b++;
+        uint32_t above = 0, first = 0, row = 0;  // first run of the row above and of this one
+        for_each_run(g, l.z, [&](uint32_t p, uint32_t length) {
+            const uint32_t id = uint32_t(runs_.size()), width = uint32_t(g.W);
+            if (p == row + width) above = first, first = id, row = p;
+            runs_.push_back({p, length, id, kEnd});
+            if (!row) return;
+            // Runs of the row above that end here or before will not be met again.
+            for (; above < first; above++) {
+                const uint32_t start = runs_[above].start + width, end = start + runs_[above].length;
+                if (start < p + length && p < end && l.z[runs_[above].start] == l.z[p]) {
+                    const uint32_t i = root(above), j = root(id);
+                    runs_[std::max(i, j)].parent = std::min(i, j);
                 }
+                if (end > p + length) break;
             }
-            above = first;
-        }
+        });
         const size_t n = runs_.size();
         size_.assign(n, 0);
         last_.resize(n);
-        piece_.resize(g.pixels());
         body_.assign(l.class_of.size(), kEnd);
         for (uint32_t r = 0; r < n; r++) {
             const uint32_t top = root(r);
             if (top != r) runs_[last_[top]].next = r;
             last_[top] = r;
             size_[top] += runs_[r].length;
-            std::fill_n(piece_.begin() + runs_[r].start, runs_[r].length, top);
         }
         for (uint32_t r = 0; r < n; r++) {
             if (root(r) != r) continue;
@@ -112,86 +104,107 @@ private:
             for (uint32_t i = 0; i < runs_[r].length; i++) f(runs_[r].start + i);
     }
 
-    // Sum of a piece's costs of class k, kept while the piece is evaluated; or, as soon as it is
+    void relabel(const Labelling& l, uint32_t piece, int32_t cluster) const {
+        for (uint32_t r = piece; r != kEnd; r = runs_[r].next)
+            std::fill_n(l.z + runs_[r].start, runs_[r].length, cluster);
+    }
+
+    // Sum of the costs of class k of the runs looked at, kept while they are; or, as soon as it is
     // known to reach a limit, a number between the two.
-    double node_cost(const Grid& g, uint32_t piece, int32_t k, double limit) {
+    double node_cost(const Grid& g, int32_t k, double limit) {
         if (node_.size() < size_t(g.K)) node_.resize(g.K);
         if (std::find(classes_.begin(), classes_.end(), k) != classes_.end()) return node_[k];
         const float* cost = g.node + size_t(k) * g.pixels();
         double sum = 0;
-        size_t i = 0;
-        for (uint32_t r = piece; r != kEnd; r = runs_[r].next) {
-            for (uint32_t p = runs_[r].start; p < runs_[r].start + runs_[r].length; p++)
-                sum += cost[p];
-            const double bound = sum + rest_[i++];
+        for (size_t i = 0; i < part_.size(); i++) {
+            const Run& run = runs_[part_[i]];
+            for (uint32_t p = run.start; p < run.start + run.length; p++) sum += cost[p];
+            const double bound = sum + rest_[i];
             if (bound >= limit) return bound;
         }
         classes_.push_back(k);
         return node_[k] = sum;
     }
 
-    // Adds the weights of edges to pixels q + i outside the piece to the sums of their clusters.
-    void pull(const int32_t* z, uint32_t piece, uint32_t q, const float* w, int count) {
-        const int32_t from = z[runs_[piece].start];
-        for (int i = 0; i < count;) {
-            const int32_t c = z[q + i];
-            float sum = 0;
-            if (c != from) {
-                do sum += w[i];
-                while (++i < count && z[q + i] == c);
-            } else {
-                do sum += piece_[q + i] == piece ? 0.0f : w[i];
-                while (++i < count && z[q + i] == c);
-            }
-            sums_.add(c, sum);
-        }
+    // Puts every step-th run of a piece into part_.
+    void choose(uint32_t piece, size_t step) {
+        part_.clear();
+        size_t i = 0;
+        for (uint32_t r = piece; r != kEnd; r = runs_[r].next)
+            if (i++ % step == 0) part_.push_back(r);
     }
 
-    bool evaluate(const Grid& g, Labelling& l, NodeMoves& moves, uint32_t piece) {
-        sums_.resize(l.class_of.size());
+    // What a part of a piece, set apart, is worth where it is and elsewhere.
+    void weigh(const Grid& g, const Labelling& l, int32_t own) {
+        sums_.resize(l.class_of.size() + 1);
         sums_.clear();
         votes_.resize(g.K);
         votes_.clear();
-        const int32_t from = l.z[runs_[piece].start], own = l.class_of[from];
-        double lowest = 0, stay = 0;
+        lowest_ = stay_ = 0;
         rest_.clear();
-        for (uint32_t r = piece; r != kEnd; r = runs_[r].next) {
-            for (uint32_t p = runs_[r].start; p < runs_[r].start + runs_[r].length; p++) {
-                votes_.add(l.cheapest[p], 1);
-                lowest += g.cost(p, l.cheapest[p]);
-                stay -= g.cost(p, own);
+        const float* own_cost = g.node + size_t(own) * g.pixels();
+        for (uint32_t r : part_) {
+            const uint32_t start = runs_[r].start, end = start + runs_[r].length;
+            for (uint32_t p = start; p < end;) {
+                const int32_t k = l.cheapest[p];
+                const uint32_t before = p;
+                const float* cost = g.node + size_t(k) * g.pixels();
+                for (; p < end && l.cheapest[p] == k; p++) lowest_ += cost[p];
+                votes_.add(k, float(p - before));
             }
-            rest_.push_back(lowest);
+            for (uint32_t p = start; p < end; p++) stay_ -= own_cost[p];
+            rest_.push_back(lowest_);
             g.for_each_run_of_neighbours(
-                runs_[r].start, int(runs_[r].length),
-                [&](uint32_t q, const float* w, int count) { pull(l.z, piece, q, w, count); });
+                start, int(end - start),
+                [&](uint32_t q, const float* w, int count) { sums_.add(l.z + q, w, count); });
         }
-        for (double& rest : rest_) rest = lowest - rest;
+        for (double& rest : rest_) rest = lowest_ - rest;
+    }
+
+    // The cluster where the part is worth most, or apart for one of its own, and then its class;
+    // from if none gains more than a threshold.
+    int32_t best_cluster(const Grid& g, const Labelling& l, int32_t from, int32_t apart,
+                         double threshold, int32_t& fresh) {
         for (int32_t k : votes_)
             if (!l.thing[k]) sums_.add(k, 0);
-        stay += sums_[from];
-        double best = stay + l.epsilon;
-        int32_t to = from, fresh = -1;
+        double best = stay_ + sums_[from] + threshold;
+        int32_t to = from;
         classes_.clear();
         // Sums of node costs are at least lowest: most moves are settled without theirs.
         for (int32_t c : sums_) {
-            if (c == from || !(sums_[c] - lowest > best)) continue;
-            const double value = sums_[c] - node_cost(g, piece, l.class_of[c], sums_[c] - best);
+            if (c == from || c == apart || !(sums_[c] - lowest_ > best)) continue;
+            const double value = sums_[c] - node_cost(g, l.class_of[c], sums_[c] - best);
             if (value > best) best = value, to = c;
         }
-        for (int32_t c : sums_) votes_.add(l.class_of[c], 0);
-        votes_.add(own, 0);
+        for (int32_t c : sums_)
+            if (c != apart) votes_.add(l.class_of[c], 0);
+        votes_.add(l.class_of[from], 0);
         for (int32_t k : votes_) {
-            if (!l.thing[k] || !(-lowest > best)) continue;
-            const double value = -node_cost(g, piece, k, -best);
-            if (value > best) best = value, fresh = k;
+            if (!l.thing[k] || !(-lowest_ > best)) continue;
+            const double value = -node_cost(g, k, -best);
+            if (value > best) best = value, to = apart, fresh = k;
         }
-        if (fresh >= 0) {
-            to = int32_t(l.class_of.size());
+        return to;
+    }
+
+    bool evaluate(const Grid& g, Labelling& l, NodeMoves& moves, uint32_t piece) {
+        const int32_t from = l.z[runs_[piece].start], apart = int32_t(l.class_of.size());
+        int32_t to = from, fresh = -1;
+        relabel(l, piece, apart);
+        const auto look = [&](size_t step, double threshold) {
+            choose(piece, step);
+            weigh(g, l, l.class_of[from]);
+            to = best_cluster(g, l, from, apart, threshold, fresh);
+            return to != from;
+        };
+        // Large pieces seldom move: most are settled by a quarter of them, with room for its error.
+        if (size_[piece] < kSampled || look(4, -0.25 * l.scale * size_[piece])) look(1, l.epsilon);
+        relabel(l, piece, from);
+        if (to == from) return false;
+        if (to == apart) {
             l.class_of.push_back(fresh);
             moves.grow(l.class_of);
         }
-        if (to == from) return false;
         for_each_pixel(piece, [&](uint32_t p) { moves.apply(g, p, to); });
         return true;
     }

@@ -15,6 +15,7 @@
 
 #include "grid.hpp"
 #include "moves.hpp"
+#include "sums.hpp"
 
 namespace amwc {
 

@@ -34,14 +34,30 @@ inline Float4 select(Int4 mask, Float4 a, Float4 b) {
 inline Int4 select(Int4 mask, Int4 a, Int4 b) { return (mask & a) | (~mask & b); }
 inline Float4 lower(Float4 a, Float4 b) { return a < b ? a : b; }
 inline Float4 higher(Float4 a, Float4 b) { return a > b ? a : b; }
+inline float total(Float4 v) { return (v[0] + v[1]) + (v[2] + v[3]); }
 inline Float4 keep(Int4 mask, Float4 a) { return (Float4)(mask & (Int4)a); }
 inline Float4 drop(Int4 mask, Float4 a) { return (Float4)(~mask & (Int4)a); }
+
+// Bit i: whether lane i is negative.
+inline unsigned negative(Int4 v) {
+#ifdef __SSE2__
+    return unsigned(__builtin_ia32_movmskps((Float4)v));
+#else
+    const Int4 bit = (v < 0) & Int4{1, 2, 4, 8};
+    uint64_t words[2];
+    std::memcpy(words, &bit, sizeof bit);
+    words[0] |= words[1];
+    return unsigned(words[0] | words[0] >> 32);
+#endif
+}
 
 inline bool any(Int4 mask) {
     uint64_t words[2];
     std::memcpy(words, &mask, sizeof mask);
     return words[0] | words[1];
 }
+
+inline bool all(Int4 mask) { return negative(mask) == 15; }
 
 // The bits of all lanes together.
 inline uint32_t sideways_or(Int4 v) {

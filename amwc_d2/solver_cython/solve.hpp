@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "cheapest.hpp"
 #include "clusters.hpp"
 #include "greedy.hpp"
 #include "grid.hpp"
@@ -29,12 +30,26 @@ inline void canonical(int32_t* segments, size_t n, size_t ids, std::vector<int32
     }
 }
 
+// The same on a grid, run by run; seen(start, length) is called before a run is renumbered.
+template <class F>
+void canonical(const Grid& g, int32_t* segments, size_t ids, std::vector<int32_t>& scratch, F seen) {
+    scratch.assign(ids, -1);
+    int32_t next = 0;
+    for_each_run(g, segments, [&](uint32_t p, uint32_t length) {
+        int32_t& id = scratch[size_t(segments[p])];
+        if (id < 0) id = next++;
+        seen(p, length);
+        std::fill_n(segments + p, length, id);
+    });
+}
+
 enum Method { kGreedy = 0, kFast = 1, kBest = 2 };
 
 // All methods return the objective; NaN, and no solution, if a node cost of a grid is not finite.
 class Solver {
 public:
     static constexpr size_t kSmall = 1024;
+    static constexpr float kEpsilon = 1e-5f;
     static constexpr double kNotFinite = std::numeric_limits<double>::quiet_NaN();
     // Asked now and then in long solves; not zero ends them with an exception.
     int (*interrupted)() = nullptr;
@@ -45,47 +60,30 @@ public:
             return all_finite(grid.node, size_t(grid.K) * grid.pixels())
                        ? greedy(grid, partitionable, classes, segments)
                        : kNotFinite;
-        double value = fast(grid, partitionable, classes, segments);
+        const double value = fast(grid, partitionable, classes, segments);
         if (std::isnan(value) || (method == kFast && grid.pixels() > kSmall)) return value;
         // Label first lives on the regularity of images; on a handful of pixels Algorithm 2 may win.
-        other_.resize(2 * grid.pixels());
-        int32_t *other_classes = other_.data(), *other_segments = other_classes + grid.pixels();
-        const double other = greedy(grid, partitionable, other_classes, other_segments);
-        if (method == kFast) {
-            if (!(other < value)) return value;
-            std::copy(other_classes, other_segments, classes);
-            std::copy(other_segments, other_segments + grid.pixels(), segments);
-            return other;
+        const size_t n = grid.pixels();
+        other_.resize(2 * n);
+        int32_t *other_classes = other_.data(), *other_segments = other_classes + n;
+        greedy(grid, partitionable, other_classes, other_segments);
+        if (method == kBest) {
+            const Graph graph = copy_.make(grid);
+            return best_of(graph, partitionable, classes, segments, other_classes, other_segments);
         }
-        const Graph graph = copy_.make(grid);
-        return best_of(graph, partitionable, classes, segments, other_classes, other_segments);
+        const double other = improve(grid, partitionable, other_classes, other_segments);
+        if (!(other < value)) return value;
+        std::copy_n(other_classes, n, classes);
+        std::copy_n(other_segments, n, segments);
+        return other;
     }
 
     double fast(const Grid& g, const uint8_t* thing, int32_t* classes, int32_t* z) {
-        kind_.resize(g.K);
-        for (int k = 0; k < g.K; k++) kind_[k] = k;
-        Labelling l{z, {}, nullptr, thing, kind_.data(), 1e-5f * edge_scale(g)};
-        if (!label_first_.start(g, thing, kind_.data(), z, l.class_of)) return kNotFinite;
-        l.cheapest = label_first_.cheapest.data();
-        home_.resize(g.K);
-        for (int k = 0; k < g.K; k++) home_[k] = thing[k] ? -1 : k;
-        start_moves(g, l, false);
-        moves_.first_sweep(g);
-        moves_.run(g, 32);
-        if (pieces_.run(g, l, moves_)) moves_.run(g, 32);
-        if (joins_.run(g, l, moves_)) {
-            moves_.run(g, 32);
-            if (pieces_.run(g, l, moves_)) moves_.run(g, 32);
-        }
-        const size_t n = g.pixels();
-        for (size_t p = 0; p < n; p++) classes[p] = l.class_of[z[p]];
-        canonical(z, n, l.class_of.size(), scratch_);
-        return objective(g, classes, z);
-    }
-
-    void start_moves(const Grid& g, const Labelling& l, bool thorough) {
-        moves_.start(g, l.z, l.class_of.data(), l.class_of.size(), l.cheapest, home_.data(),
-                     l.epsilon, thorough);
+        cheapest_.resize(g.pixels());
+        if (!cheapest_classes(g, cheapest_.data())) return kNotFinite;
+        Labelling l = start(g, thing, z);
+        label_first_.run(g, l);
+        return settle(g, l, classes);
     }
 
     double amwc_graph(const Graph& graph, const uint8_t* partitionable, int method,
@@ -123,28 +121,28 @@ public:
 
     // Multiway cut on a grid, one segment a label: z holds the labels, segments numbers them.
     double multiway(const Grid& g, const int32_t* init, int32_t* z, int32_t* segments) {
-        LabelFirst& first = label_first_;
+        cheapest_.resize(g.pixels());
+        if (!cheapest_classes(g, cheapest_.data())) return kNotFinite;
         not_thing_.assign(g.K, 0);
-        Labelling l{z, {}, nullptr, not_thing_.data(), nullptr, 1e-5f * edge_scale(g)};
+        const float scale = edge_scale(g);
+        Labelling l{z, {}, cheapest_.data(), nullptr, nullptr, scale, kEpsilon * scale};
         if (init) {
-            first.cheapest.resize(g.pixels());
-            if (!cheapest_classes(g, first.cheapest.data())) return kNotFinite;
             std::copy(init, init + g.pixels(), z);
         } else {
             // Labels of one class are told apart by clusters: those of labels with a twin are
             // found as if they were things, and each is then given one of the twins.
             kinds(g);
-            if (!first.start(g, twin_.data(), kind_.data(), z, l.class_of)) return kNotFinite;
-            l.cheapest = first.cheapest.data();
+            l.thing = twin_.data();
             l.kind = kind_.data();
+            label_first_.run(g, l);
             assignment_.run(g, l);
         }
-        l.cheapest = first.cheapest.data();
+        l.thing = not_thing_.data();
         l.class_of.resize(g.K);
         home_.resize(g.K);
         for (int k = 0; k < g.K; k++) l.class_of[k] = home_[k] = k;
         // Repeats until nothing changes, so that the result is its own warm start.
-        start_moves(g, l, true);
+        moves_.start(g, l, home_.data(), true);
         regions_.run(g, l, moves_);
         moves_.first_sweep(g);
         for (size_t moved = 1, total = 0; moved && total < 64 * g.pixels(); total += moved) {
@@ -154,13 +152,58 @@ public:
             moves_.bound_moved(g);
         }
         std::copy(z, z + g.pixels(), segments);
-        canonical(segments, g.pixels(), size_t(g.K), scratch_);
+        canonical(g, segments, size_t(g.K), scratch_, [](uint32_t, uint32_t) {});
         return objective(g, z, z);
     }
 
     std::vector<int32_t> scratch_;
 
 private:
+    // A labelling to be filled, for the cheapest classes found last.
+    Labelling start(const Grid& g, const uint8_t* thing, int32_t* z) {
+        kind_.resize(g.K);
+        for (int k = 0; k < g.K; k++) kind_[k] = k;
+        const float scale = edge_scale(g);
+        return {z, {}, cheapest_.data(), thing, kind_.data(), scale, kEpsilon * scale};
+    }
+
+    // Local moves from a solution, in its place.
+    double improve(const Grid& g, const uint8_t* thing, int32_t* classes, int32_t* segments) {
+        Labelling l = start(g, thing, segments);
+        l.class_of.resize(g.K);
+        for (int k = 0; k < g.K; k++) l.class_of[k] = k;
+        scratch_.assign(g.pixels(), -1);  // by segment
+        for (size_t p = 0; p < g.pixels(); p++) {
+            const int32_t k = classes[p];
+            int32_t& id = scratch_[size_t(segments[p])];
+            if (thing[k] && id < 0) {
+                id = int32_t(l.class_of.size());
+                l.class_of.push_back(k);
+            }
+            segments[p] = thing[k] ? id : k;
+        }
+        return settle(g, l, classes);
+    }
+
+    // Local moves until they settle; then the classes and the numbers of the segments.
+    double settle(const Grid& g, Labelling& l, int32_t* classes) {
+        home_.resize(g.K);
+        for (int k = 0; k < g.K; k++) home_[k] = l.thing[k] ? -1 : k;
+        moves_.start(g, l, home_.data(), false);
+        moves_.first_sweep(g);
+        moves_.run(g, 32);
+        moves_.changes.forget();  // nothing has looked yet
+        if (pieces_.run(g, l, moves_)) moves_.run(g, 32);
+        if (joins_.run(g, l, moves_)) {
+            moves_.run(g, 32);
+            if (pieces_.run(g, l, moves_)) moves_.run(g, 32);
+        }
+        canonical(g, l.z, l.class_of.size(), scratch_, [&](uint32_t p, uint32_t length) {
+            std::fill_n(classes + p, length, l.class_of[l.z[p]]);
+        });
+        return objective(g, classes, l.z);
+    }
+
     void check() const {
         if (interrupted && interrupted()) throw std::runtime_error("interrupted");
     }
@@ -226,6 +269,7 @@ private:
     std::vector<int32_t> kind_, representative_;
     std::vector<uint8_t> twin_, not_thing_;
 
+    std::vector<int32_t> cheapest_;
     Greedy greedy_;
     LabelFirst label_first_;
     NodeMoves moves_;
