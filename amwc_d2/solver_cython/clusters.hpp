@@ -112,6 +112,7 @@ public:
         next_.assign(n, kEnd);
         last_.resize(n);
         version_.assign(n, 0);
+        offered_.assign(n, 0.0);
         if (sums_.size() < n) sums_.resize(n);
         own_.assign(n, 0.0);
         saving_.assign(n, 0.0);
@@ -121,6 +122,7 @@ public:
             into_[c] = last_[c] = c;
             sums_[c].clear();
             if (large(c)) changes += measure(l, c, moves);
+            else if (c >= K && graph_.size[c] == 1) changes += classify(l, c, moves);
         }
         for (uint32_t c = K; c < n; c++)
             if (large(c)) push(l, c);
@@ -131,10 +133,10 @@ public:
             if (into_[top.a] != top.a || top.version != version_[top.a]) continue;
             uint32_t b = kEnd;
             const double gain = best(l, top.a, b);
+            offered_[top.a] = 0;
             if (!(gain > l.epsilon)) continue;
             if (gain < top.gain) {
-                heap_.push_back({gain, top.a, top.version});
-                std::push_heap(heap_.begin(), heap_.end());
+                offer(top.a, gain);
                 continue;
             }
             join(l, top.a, b);
@@ -169,6 +171,7 @@ private:
     std::vector<uint32_t> into_, next_, last_, version_, touched_;  // next_: chain of the joined
     std::vector<std::vector<ClassSum>> sums_;
     std::vector<double> own_, saving_;  // cost of the cluster's class; what free choice would save
+    std::vector<double> offered_;  // the offer of each cluster that counts, or 0
     std::vector<Offer> heap_;
 
     uint32_t find(uint32_t c) {
@@ -206,6 +209,18 @@ private:
         return changed;
     }
 
+    // A pixel by itself takes the cheapest class of things.
+    bool classify(Labelling& l, uint32_t c, NodeMoves& moves) {
+        const int32_t before = l.class_of[c];
+        graph_.for_each_member(c, [&](uint32_t p) {
+            for (int32_t k = 0; k < grid_->K; k++)
+                if (l.thing[k] && grid_->cost(p, k) < grid_->cost(p, l.class_of[c]))
+                    l.class_of[c] = k;
+            if (l.class_of[c] != before) moves.changed(p);
+        });
+        return l.class_of[c] != before;
+    }
+
     double sum(uint32_t c, int32_t k) {
         for (const ClassSum& known : sums_[c])
             if (known.k == k) return known.value;
@@ -227,34 +242,39 @@ private:
         return std::min(with_a, with_b);
     }
 
+    // What joining thing cluster a with b gains along edges of weight w in all, if more than a limit.
+    double gain(const Labelling& l, uint32_t a, uint32_t b, double w, double limit) {
+        if (b < uint32_t(grid_->K))
+            return w + saving_[a] > limit ? w + own_[a] - sum(a, int32_t(b)) : limit;
+        if (w <= limit || !large(b)) return limit;
+        int32_t k;
+        return w + own_[a] + own_[b] - joint(l, a, b, k);
+    }
+
     // Best partner of thing cluster a.
     double best(const Labelling& l, uint32_t a, uint32_t& partner) {
         const auto& list = adjacency_.lists[a];
-        double gain = l.epsilon;
+        double most = l.epsilon;
         for (uint32_t s = 0; s < list.size; s++) {
-            const uint32_t b = list.ids[s];
-            const double w = list.links()[s].weight;
-            double value;
-            if (b < uint32_t(grid_->K)) {
-                if (w + saving_[a] <= gain) continue;
-                value = w + own_[a] - sum(a, int32_t(b));
-            } else {
-                if (w <= gain || !large(b)) continue;
-                int32_t k;
-                value = w + own_[a] + own_[b] - joint(l, a, b, k);
-            }
-            if (value > gain) gain = value, partner = b;
+            const double value = gain(l, a, list.ids[s], list.links()[s].weight, most);
+            if (value > most) most = value, partner = list.ids[s];
         }
-        return gain;
+        return most;
     }
 
-    void push(const Labelling& l, uint32_t c) {
-        uint32_t b = kEnd;
-        const double gain = best(l, c, b);
-        version_[c]++;
-        if (b == kEnd) return;
-        heap_.push_back({gain, c, version_[c]});
+    // Offers are upper bounds: they are looked at again when they are the highest.
+    void offer(uint32_t a, double gain) {
+        version_[a]++;
+        offered_[a] = gain;
+        heap_.push_back({gain, a, version_[a]});
         std::push_heap(heap_.begin(), heap_.end());
+    }
+
+    void push(const Labelling& l, uint32_t a) {
+        uint32_t b = kEnd;
+        const double most = best(l, a, b);
+        offered_[a] = 0;
+        if (b != kEnd) offer(a, most);
     }
 
     void join(Labelling& l, uint32_t a, uint32_t b) {
@@ -281,7 +301,10 @@ private:
         // The offers of neighbours may have risen.
         for (uint32_t s : touched_) {
             const uint32_t h = adjacency_.lists[b].ids[s];
-            if (large(h)) push(l, h);
+            if (!large(h)) continue;
+            const double limit = std::max<double>(offered_[h], l.epsilon);
+            const double value = gain(l, h, b, adjacency_.lists[b].links()[s].weight, limit);
+            if (value > limit) offer(h, value);
         }
     }
 

@@ -3,7 +3,7 @@
 // 1. Every pixel takes its cheapest class. A stuff pixel is in the one cluster of its class.
 // 2. Thing pixels only: strong unit edges inside small tiles are joined, and Algorithm 2 runs on
 //    the graph of the pieces. Pieces of a few pixels are noise: they would be most of its nodes and
-//    lead it astray, so their pixels start as clusters of their own.
+//    lead it astray. Their pixels are added to what it finds.
 // 3. Pixel moves (moves.hpp), moves of small connected pieces, joins of clusters, until settled.
 // No graph of the pixels is built: costs are read where they lie.
 #pragma once
@@ -57,14 +57,11 @@ public:
         for (uint32_t c = 0; c < quotient_.N; c++)
             for (uint32_t r = begin_[c]; r < begin_[c + 1]; r++)
                 std::fill_n(l.z + runs_[r].start, runs_[r].length, id_[c]);
-        for (uint32_t p : noise_) {
-            l.z[p] = int32_t(l.class_of.size());
-            l.class_of.push_back(l.cheapest[p]);
-        }
+        grow(g, l);
     }
 
 private:
-    static constexpr int kTile = 4, kNoise = 3;
+    static constexpr int kTile = 4, kBlock = 8, kNoise = 3;
 
     // Pieces in contraction: a graph with node costs for the classes in use.
     struct Quotient {
@@ -105,19 +102,12 @@ private:
         runs_.clear();
         begin_.clear();
         noise_.clear();
-        for (int y = 0; y < g.H; y += kTile)
-            for (int x = 0; x < g.W; x += kTile) {
-                const uint32_t p = uint32_t(y) * g.W + x;
-                const int h = std::min(kTile, g.H - y), w = std::min(kTile, g.W - x);
-                if (h == kTile && w == kTile && one_class(g, l.cheapest + p)) {
-                    if (!l.thing[l.cheapest[p]]) continue;
-                    if (unit >= 0 && attractive(g, unit, p)) {
-                        begin_.push_back(uint32_t(runs_.size()));
-                        for (int i = 0; i < kTile; i++) add_run(g, l, p + i * g.W, kTile);
-                        continue;
-                    }
-                }
-                split(g, l, unit, p, h, w);
+        for (int y = 0; y < g.H; y += kBlock)
+            for (int x = 0; x < g.W; x += kBlock) {
+                if (whole(g, l, unit, y, x, kBlock)) continue;
+                for (int i = y; i < std::min(y + kBlock, g.H); i += kTile)
+                    for (int j = x; j < std::min(x + kBlock, g.W); j += kTile)
+                        if (!whole(g, l, unit, i, j, kTile)) split(g, l, unit, i, j);
             }
         quotient_.N = begin_.size();
         begin_.push_back(uint32_t(runs_.size()));
@@ -129,63 +119,112 @@ private:
         runs_.push_back({start, length});
     }
 
-    static bool one_class(const Grid& g, const int32_t* label) {
-        const Int4 wanted = splat(*label);
+    // Deals with a square of side n if it is all stuff of a class, or all things of a class whose edges
+    // attract: unit edges in a tile, in larger squares all edges, and strongly.
+    bool whole(const Grid& g, Labelling& l, int unit, int y, int x, int n) {
+        if (y + n > g.H || x + n > g.W) return false;
+        const uint32_t p = uint32_t(y) * g.W + x;
+        const Int4 wanted = splat(l.cheapest[p]);
         Int4 same = splat(-1);
-        for (int i = 0; i < kTile; i++) same &= load(label + i * size_t(g.W)) == wanted;
-        return all(same);
-    }
-
-    // Whether all unit edges inside a tile attract.
-    static bool attractive(const Grid& g, int unit, uint32_t p) {
-        const float *right = g.layer(unit, 0) + p, *down = g.layer(unit, 1) + p;
+        for (int i = 0; i < n; i++)
+            for (int j = 0; j < n; j += 4)
+                same &= load(l.cheapest + p + i * size_t(g.W) + j) == wanted;
+        if (!all(same)) return false;
+        if (!l.thing[l.cheapest[p]]) return true;
+        if (unit < 0) return false;
+        // Larger squares must be beyond doubt: what is merged here is not split again.
+        const float least = n == kTile ? 0.0f : 0.5f * l.scale;
         Int4 repels = splat(0);
-        for (int i = 0; i < kTile; i++) {
-            repels |= (load(right + i * size_t(g.W)) < 0.0f) & Int4{-1, -1, -1, 0};
-            if (i + 1 < kTile) repels |= load(down + i * size_t(g.W)) < 0.0f;
+        for (int d = 0; d < g.D; d++) {
+            const int step = g.dist[d];
+            if (step >= n || (step > 1 && n == kTile)) continue;
+            for (int i = 0; i < n; i++)
+                for (int j = 0; j < n; j += 4) {
+                    const size_t q = p + i * size_t(g.W) + j;
+                    const Int4 column = Int4{0, 1, 2, 3} + j;
+                    repels |= (load(g.layer(d, 0) + q) < least) & (column < n - step);
+                    if (i + step < n) repels |= load(g.layer(d, 1) + q) < least;
+                }
         }
-        return !any(repels);
+        if (any(repels)) return false;
+        begin_.push_back(uint32_t(runs_.size()));
+        for (int i = 0; i < n; i++) add_run(g, l, p + i * g.W, n);
+        return true;
     }
 
-    // Pieces of a tile of h x w pixels from p on.
-    void split(const Grid& g, Labelling& l, int unit, uint32_t p, int h, int w) {
-        int8_t parent[kTile * kTile], size[kTile * kTile] = {};
-        const auto pixel = [&](int i) { return p + uint32_t(i / kTile) * g.W + uint32_t(i % kTile); };
-        const auto root = [&](int i) {
-            while (parent[i] != i) i = parent[i];
-            return i;
-        };
-        const auto unite = [&](int i, int j, const float* weight) {
-            const uint32_t a = pixel(i);
-            if (l.kind[l.cheapest[a]] != l.kind[l.cheapest[pixel(j)]] || !(weight[a] >= 0)) return;
-            const int ri = root(i), rj = root(j);
-            parent[std::max(ri, rj)] = int8_t(std::min(ri, rj));
-        };
+    // Pieces of the tile from (y, x) on; pixel i % 4 of row i / 4 is bit i.
+    void split(const Grid& g, Labelling& l, int unit, int y, int x) {
+        const uint32_t p = uint32_t(y) * g.W + x;
+        const int h = std::min(kTile, g.H - y), w = std::min(kTile, g.W - x);
+        int32_t kind[kTile * kTile];
+        unsigned things = 0, right = 0, down = 0;  // right, down: joined with the next
         for (int i = 0; i < h * kTile; i++) {
-            const bool thing = i % kTile < w && l.thing[l.cheapest[pixel(i)]];
-            parent[i] = thing ? int8_t(i) : int8_t(-1);
+            if (i % kTile >= w) continue;
+            const int32_t k = l.cheapest[p + i / kTile * g.W + i % kTile];
+            kind[i] = l.kind[k];
+            things |= unsigned(l.thing[k]) << i;
         }
-        for (int i = 0; unit >= 0 && i < h * kTile; i++) {
-            if (parent[i] < 0) continue;
-            if (i % kTile + 1 < w && parent[i + 1] >= 0) unite(i, i + 1, g.layer(unit, 0));
-            if (i + kTile < h * kTile && parent[i + kTile] >= 0)
-                unite(i, i + kTile, g.layer(unit, 1));
+        for (unsigned left = unit < 0 ? 0 : things; left; left &= left - 1) {
+            const int i = __builtin_ctz(left);
+            const uint32_t q = p + i / kTile * g.W + i % kTile;
+            const auto joined = [&](int j, int dir) {
+                return things >> j & 1 && kind[i] == kind[j] && g.layer(unit, dir)[q] >= 0;
+            };
+            if (i % kTile + 1 < kTile) right |= unsigned(joined(i + 1, 0)) << i;
+            if (i + kTile < kTile * kTile) down |= unsigned(joined(i + kTile, 1)) << i;
         }
-        for (int i = 0; i < h * kTile; i++)
-            if (parent[i] >= 0) size[parent[i] = int8_t(root(i))]++;
-        for (int r = 0; r < h * kTile; r++) {
-            if (parent[r] != r) continue;
-            if (size[r] > kNoise) begin_.push_back(uint32_t(runs_.size()));
-            for (int i = r; i < h * kTile;) {
-                int length = 0;
-                while (i + length < (i / kTile + 1) * kTile && parent[i + length] == r) length++;
-                if (size[r] > kNoise) {
-                    if (length) add_run(g, l, pixel(i), length);
-                } else {
-                    for (int j = 0; j < length; j++) noise_.push_back(pixel(i + j));
-                }
-                i += std::max(length, 1);
+        while (things) {
+            unsigned piece = things & -things, before = 0;
+            while (piece != before) {
+                before = piece;
+                piece |= (piece & right) << 1 | (piece >> 1 & right);
+                piece |= (piece & down) << kTile | (piece >> kTile & down);
             }
+            things &= ~piece;
+            const bool noise = __builtin_popcount(piece) <= kNoise;
+            if (!noise) begin_.push_back(uint32_t(runs_.size()));
+            while (piece) {
+                const int i = __builtin_ctz(piece);
+                const uint32_t start = p + i / kTile * g.W + i % kTile;
+                const unsigned row = piece >> i & ((1u << (kTile - i % kTile)) - 1);
+                const int length = __builtin_ctz(~row);
+                piece &= ~(((1u << length) - 1) << i);
+                if (!noise) add_run(g, l, start, length);
+                else for (int j = 0; j < length; j++) noise_.push_back(start + j);
+            }
+        }
+    }
+
+    // Adds noise to the clusters beside it: a pixel goes with the neighbour of its class that attracts
+    // it most, forth and back through the image; what is then left begins a new cluster.
+    void grow(const Grid& g, Labelling& l) {
+        const int unit = unit_layer(g);
+        const auto assigned = [&](uint32_t q) { return l.z[q] >= g.K; };
+        const auto join = [&](uint32_t p) {
+            if (assigned(p)) return;
+            const int32_t kind = l.kind[l.cheapest[p]];
+            const float *right = g.layer(unit, 0), *down = g.layer(unit, 1);
+            const uint32_t width = uint32_t(g.W), x = p % width;
+            float strongest = 0;
+            const auto consider = [&](uint32_t q, float w) {
+                if (!assigned(q) || !(w > strongest) || l.kind[l.class_of[l.z[q]]] != kind) return;
+                strongest = w;
+                l.z[p] = l.z[q];
+            };
+            if (x) consider(p - 1, right[p - 1]);
+            if (x + 1 < width) consider(p + 1, right[p]);
+            if (p >= width) consider(p - width, down[p - width]);
+            if (p + width < g.pixels()) consider(p + width, down[p]);
+        };
+        if (unit >= 0) {
+            for (size_t i = 0; i < noise_.size(); i++) join(noise_[i]);
+            for (size_t i = noise_.size(); i-- > 0;) join(noise_[i]);
+        }
+        for (uint32_t p : noise_) {
+            if (unit >= 0) join(p);
+            if (assigned(p)) continue;
+            l.z[p] = int32_t(l.class_of.size());
+            l.class_of.push_back(l.cheapest[p]);
         }
     }
 
@@ -215,8 +254,9 @@ private:
                 float rest = 0;
                 for (; r < begin_[c + 1]; r++) {
                     const float* v = cost + runs_[r].start;
-                    if (runs_[r].length == 4) four += load(v);
-                    else for (int i = 0; i < runs_[r].length; i++) rest += v[i];
+                    int i = 0;
+                    for (; i + 4 <= runs_[r].length; i += 4) four += load(v + i);
+                    for (; i < runs_[r].length; i++) rest += v[i];
                 }
                 q.node[c * q.K + u] = (four[0] + four[1]) + (four[2] + four[3]) + rest;
             }

@@ -6,7 +6,7 @@
 namespace amwc {
 
 // Thing clusters of up to this many pixels move as pieces, larger ones join.
-constexpr uint32_t kTinyCluster = 8;
+constexpr uint32_t kTinyCluster = 2;
 
 // A labelling under local search. Clusters 0 .. K-1 are the stuff classes (unused for things);
 // thing clusters follow. class_of grows when a piece becomes a cluster of its own.
