@@ -39,6 +39,9 @@ public:
         return clock_;
     }
 
+    // Whether anything has changed after a time.
+    bool since(uint32_t time) const { return clock_ > time || !moved_.empty(); }
+
     // Whether p was marked after a time.
     bool after(uint32_t time, uint32_t p) const { return stamp_[p] > time; }
 

@@ -5,57 +5,89 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "grid.hpp"
 #include "simd.hpp"
 
 namespace amwc {
 
-// Class of lowest cost of every pixel (the lowest class of several). Classes are read in groups so
-// that the running minimum stays in registers, pixels in chunks so that it stays in the cache. Returns
-// whether all costs are finite: this is the one pass that reads them all, and v - v is a zero without
-// sign for finite v only.
-inline bool cheapest_classes(const Grid& g, int32_t* out) {
-    constexpr size_t kChunk = 1024;
-    constexpr int kGroup = 6;
-    float best[kChunk];
-    Int4 odd = splat(0);
-    const size_t n = g.pixels();
-    for (size_t start = 0; start < n; start += kChunk) {
-        const int count = int(std::min(kChunk, n - start));
-        int32_t* label = out + start;
-        std::fill_n(best, count, INFINITY);
-        std::fill_n(label, count, 0);
-        for (int first = 0; first < g.K; first += kGroup) {
-            const int group = std::min(kGroup, g.K - first);
-            const float* cost = g.node + first * n + start;
-            auto scan = [&](int members) {  // inlined twice, once with a constant
-                int p = 0;
-                for (; p + 4 <= count; p += 4) {
-                    Float4 lowest = load(best + p);
-                    Int4 k = load(label + p);
-                    for (int j = 0; j < members; j++) {
-                        const Float4 v = load(cost + j * n + p);
-                        const Int4 less = v < lowest;
-                        odd |= (Int4)(v - v);
-                        lowest = select(less, v, lowest);
-                        k = select(less, splat(int32_t(first + j)), k);
-                    }
-                    store(best + p, lowest);
-                    store(label + p, k);
-                }
-                for (; p < count; p++)
-                    for (int j = 0; j < members; j++) {
-                        const float v = cost[j * n + p];
-                        odd |= (Int4)splat(v - v);
-                        if (v < best[p]) best[p] = v, label[p] = first + j;
-                    }
-            };
-            if (group == kGroup) scan(kGroup);
-            else scan(group);
+class Cheapest {
+public:
+    std::vector<int32_t> label;
+
+    // Starts from a guess, the labels given or those of the row above, and keeps it where no class is
+    // cheaper; of several cheaper ones it takes the lowest. Returns whether all costs are finite.
+    bool find(const Grid& g, const int32_t* guess = nullptr) {
+        const size_t n = g.pixels(), width = size_t(g.W);
+        const size_t chunk = std::max(kChunk / width * width, std::min(kChunk, width));
+        label.resize(n);
+        best_.resize(chunk);
+        Float4 sum = splat(0.0f);
+        for (size_t start = 0; start < n;) {
+            size_t count = std::min(chunk, n - start);
+            if (width > kChunk) count = std::min(count, width - start % width);
+            int32_t* k = &label[start];
+            if (guess) std::copy_n(guess + start, count, k);
+            else if (start < width) std::fill_n(k, count, 0);
+            else for (size_t i = 0; i < count; i += width)
+                std::copy_n(k - width, std::min(width, count - i), k + i);
+            for (size_t i = 0; i < count; i++) best_[i] = g.node[size_t(k[i]) * n + start + i];
+            for (int first = 0; first < g.K; first += kGroup) {
+                const float* cost = g.node + first * n + start;
+                if (first + kGroup <= g.K) sum += look(cost, n, kGroup, first, count, k);
+                else sum += look(cost, n, g.K - first, first, count, k);
+            }
+            start += count;
         }
+        // A sum of finite costs may still overflow.
+        return std::isfinite(total(sum)) || all_finite(g.node, size_t(g.K) * n);
     }
-    return !any(odd);
-}
+
+private:
+    static constexpr size_t kChunk = 1024;  // pixels whose minimum stays in the cache
+    static constexpr int kGroup = 8;
+    std::vector<float> best_;
+
+    // Looks at some classes of a chunk: only where one is cheaper it is asked which. Returns the sum of
+    // their costs. Inlined twice, once with a constant number of classes.
+    inline __attribute__((always_inline)) Float4 look(const float* cost, size_t n, int classes,
+                                                      int first, size_t count, int32_t* k) {
+        float* const best = best_.data();
+        Float4 sum = splat(0.0f);
+        size_t p = 0;
+        for (; p + 4 <= count; p += 4) {
+            Float4 lowest = load(best + p), least = lowest, part = splat(0.0f);
+            const float* v = cost + p;
+            int j = 0;
+            for (; j + 4 <= classes; j += 4, v += 4 * n) {
+                const Float4 a = load(v), b = load(v + n), c = load(v + 2 * n), d = load(v + 3 * n);
+                part += (a + b) + (c + d);
+                least = lower(least, lower(lower(a, b), lower(c, d)));
+            }
+            for (; j < classes; j++, v += n) {
+                part += load(v);
+                least = lower(load(v), least);
+            }
+            sum += part;
+            if (!any(least < lowest)) continue;
+            Int4 index = load(k + p);
+            v = cost + p;
+            for (j = 0; j < classes; j++, v += n) {
+                index = select(load(v) < lowest, splat(int32_t(first + j)), index);
+                lowest = lower(load(v), lowest);
+            }
+            store(best + p, lowest);
+            store(k + p, index);
+        }
+        for (; p < count; p++)
+            for (int j = 0; j < classes; j++) {
+                const float v = cost[j * n + p];
+                sum[0] += v;
+                if (v < best[p]) best[p] = v, k[p] = first + j;
+            }
+        return sum;
+    }
+};
 
 }  // namespace amwc

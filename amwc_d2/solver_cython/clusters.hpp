@@ -144,7 +144,7 @@ public:
         }
         for (uint32_t c = K; c < n; c++) {
             const uint32_t top = find(c);
-            if (top != c) transfer(l, moves, c, top);
+            if (top != c) transfer(moves, c, top);
             else if (next_[c] != kEnd) gained(moves, c);
         }
         return changes;
@@ -313,12 +313,10 @@ private:
         graph_.for_each_member(c, [&](uint32_t p) { moves.changes.add(p); });
     }
 
-    // Members of c take their new cluster; they and their neighbours are looked at again.
-    void transfer(Labelling& l, NodeMoves& moves, uint32_t c, uint32_t top) {
-        graph_.for_each_member(c, [&](uint32_t p) {
-            l.z[p] = int32_t(top);
-            moves.changed(p);
-            grid_->for_each_beside(p, [&](uint32_t q) { moves.wake(q); });
+    // Members of c take their new cluster.
+    void transfer(NodeMoves& moves, uint32_t c, uint32_t top) {
+        graph_.for_each_run(c, [&](uint32_t p, uint32_t length) {
+            moves.apply_run(*grid_, p, length, int32_t(top));
         });
     }
 };

@@ -95,6 +95,22 @@ public:
     // Moves p and lowers the slack of its neighbours by what they may have gained.
     void apply(const Grid& g, uint32_t p, int32_t to) { shift(p, to, look(g, p)); }
 
+    // Moves a run of pixels of one cluster that moves with its piece: they are looked at again.
+    void apply_run(const Grid& g, uint32_t p, uint32_t length, int32_t to) {
+        const Int4 from4 = splat(z_[p]), to4 = splat(to);
+        g.for_each_run_of_neighbours(p, int(length), [&](uint32_t q, const float* w, int count) {
+            int i = 0;
+            for (; i + 4 <= count; i += 4) {
+                const Float4 drop = spent(load(z_ + q + i), from4, to4, load(w + i));
+                store(&slack_[q + i], load(&slack_[q + i]) - drop);
+            }
+            for (; i < count; i++) slack_[q + i] -= spent(splat(z_[q + i]), from4, to4, splat(w[i]))[0];
+            for (uint32_t b = q / kBlock; b <= (q + count - 1) / kBlock; b++) awake_[b] = 1;
+        });
+        std::fill_n(z_ + p, length, to);
+        for (uint32_t i = p; i < p + length; i++) changed(i);
+    }
+
     // After clusters were added.
     void grow(const std::vector<int32_t>& class_of) { class_of_ = class_of.data(); }
 
@@ -143,11 +159,7 @@ private:
             awake_[q / kBlock] = 1;
         };
         for (size_t d = 0; d < pull_.size(); d++) {
-            const Float4 w = pull_[d], zero = splat(0.0f);
-            const Float4 up = higher(w, zero), down = higher(-w, zero);
-            Float4 drop = up + down;
-            drop = select(label_[d] == from4, w + up, drop);
-            drop = select(label_[d] == to4, down - w, drop);
+            const Float4 drop = spent(label_[d], from4, to4, pull_[d]);
             const Arcs::Arc *h = place.column.arcs + 2 * d, *v = place.row.arcs + 2 * d;
             lower_slack(h[0], drop[0]);
             lower_slack(h[1], drop[1]);
@@ -156,6 +168,12 @@ private:
         }
         z_[p] = to;
         changes.add(p);
+    }
+
+    // What nodes of clusters z may lose of their slack when a neighbour moves.
+    static Float4 spent(Int4 z, Int4 from, Int4 to, Float4 w) {
+        const Float4 up = higher(w, splat(0.0f)), down = higher(-w, splat(0.0f));
+        return select(z == to, down - w, select(z == from, w + up, up + down));
     }
 
     struct Pull {

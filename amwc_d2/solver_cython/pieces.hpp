@@ -19,6 +19,7 @@ public:
     // Moves every piece of at most kLargest pixels to where it lowers the objective most; the main
     // bodies of thing clusters that are not tiny are left to Joins. Returns the number of moves.
     size_t run(const Grid& g, Labelling& l, NodeMoves& moves) {
+        if (!moves.changes.since(looked_)) return 0;
         find(g, l);
         const uint32_t last = looked_;
         looked_ = moves.changes.mark(g);
@@ -96,12 +97,6 @@ private:
             uint32_t& body = body_[size_t(l.z[runs_[r].start])];
             if (body == kEnd || size_[r] > size_[body]) body = r;
         }
-    }
-
-    template <class F>
-    void for_each_pixel(uint32_t piece, F f) const {
-        for (uint32_t r = piece; r != kEnd; r = runs_[r].next)
-            for (uint32_t i = 0; i < runs_[r].length; i++) f(runs_[r].start + i);
     }
 
     void relabel(const Labelling& l, uint32_t piece, int32_t cluster) const {
@@ -197,15 +192,16 @@ private:
             to = best_cluster(g, l, from, apart, threshold, fresh);
             return to != from;
         };
-        // Large pieces seldom move: most are settled by a quarter of them, with room for its error.
-        if (size_[piece] < kSampled || look(4, -0.25 * l.scale * size_[piece])) look(1, l.epsilon);
+        // Large pieces seldom move: most are settled by an eighth of their rows, with room for its error.
+        if (size_[piece] < kSampled || look(8, -0.25 * l.scale * size_[piece])) look(1, l.epsilon);
         relabel(l, piece, from);
         if (to == from) return false;
         if (to == apart) {
             l.class_of.push_back(fresh);
             moves.grow(l.class_of);
         }
-        for_each_pixel(piece, [&](uint32_t p) { moves.apply(g, p, to); });
+        for (uint32_t r = piece; r != kEnd; r = runs_[r].next)
+            moves.apply_run(g, runs_[r].start, runs_[r].length, to);
         return true;
     }
 };

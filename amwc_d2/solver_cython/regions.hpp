@@ -22,6 +22,7 @@ public:
     // stays; single pixels are left to NodeMoves. Returns the number of moves.
     size_t run(const Grid& g, Labelling& l, NodeMoves& moves) {
         const size_t n = g.pixels();
+        if (!moves.changes.since(looked_)) return 0;
         const uint32_t last = looked_;
         looked_ = moves.changes.mark(g);
         region_.assign(n, 0);
@@ -35,6 +36,7 @@ public:
     }
 
 private:
+    static constexpr size_t kSampled = 64, kStep = 8;
     uint32_t looked_ = 0;
     std::vector<uint32_t> region_, pixels_;
 
@@ -60,22 +62,30 @@ private:
             if (p + width < n) add(p + width);
         }
         if (pixels_.size() == 1) return false;
-        double change = 0;
-        for (uint32_t p : pixels_) {
-            const int32_t from = l.z[p];
-            double cut = 0;  // twice, for edges inside are met from both ends
-            g.for_each_neighbour(p, [&](uint32_t q, float w) {
-                const bool before = l.z[q] != from;
-                if (region_[q] == id)
-                    cut -= before ? w : 0.0f;
-                else
-                    cut += 2.0 * (int(l.z[q] != to) - int(before)) * w;
-            });
-            change += double(g.cost(p, to)) - g.cost(p, from) + 0.5 * cut;
-        }
-        if (!(change < -l.epsilon)) return false;
+        // Large regions seldom move: most are settled by some of their pixels, with room for error.
+        const double sampled = double(pixels_.size()) / kStep;
+        if (pixels_.size() >= kSampled && change(g, l, to, id, kStep) > 0.25 * l.scale * sampled)
+            return false;
+        if (!(change(g, l, to, id, 1) < -l.epsilon)) return false;
         for (uint32_t p : pixels_) moves.apply(g, p, to);
         return true;
+    }
+
+    // What the move of the region costs, at every step-th pixel.
+    double change(const Grid& g, const Labelling& l, int32_t to, uint32_t id, size_t step) const {
+        double sum = 0;
+        for (size_t i = 0; i < pixels_.size(); i += step) {
+            const uint32_t p = pixels_[i];
+            const int32_t from = l.z[p];
+            float cut = 0;  // twice, for edges inside are met from both ends
+            g.for_each_neighbour(p, [&](uint32_t q, float w) {
+                const bool before = l.z[q] != from;
+                if (region_[q] == id) cut -= before ? w : 0.0f;
+                else cut += 2 * float(int(l.z[q] != to) - int(before)) * w;
+            });
+            sum += double(g.cost(p, to)) - g.cost(p, from) + 0.5 * cut;
+        }
+        return sum;
     }
 };
 

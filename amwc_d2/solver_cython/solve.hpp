@@ -79,8 +79,7 @@ public:
     }
 
     double fast(const Grid& g, const uint8_t* thing, int32_t* classes, int32_t* z) {
-        cheapest_.resize(g.pixels());
-        if (!cheapest_classes(g, cheapest_.data())) return kNotFinite;
+        if (!cheapest_.find(g)) return kNotFinite;
         Labelling l = start(g, thing, z);
         label_first_.run(g, l);
         return settle(g, l, classes);
@@ -121,11 +120,10 @@ public:
 
     // Multiway cut on a grid, one segment a label: z holds the labels, segments numbers them.
     double multiway(const Grid& g, const int32_t* init, int32_t* z, int32_t* segments) {
-        cheapest_.resize(g.pixels());
-        if (!cheapest_classes(g, cheapest_.data())) return kNotFinite;
+        if (!cheapest_.find(g, init)) return kNotFinite;
         not_thing_.assign(g.K, 0);
         const float scale = edge_scale(g);
-        Labelling l{z, {}, cheapest_.data(), nullptr, nullptr, scale, kEpsilon * scale};
+        Labelling l{z, {}, cheapest_.label.data(), nullptr, nullptr, scale, kEpsilon * scale};
         if (init) {
             std::copy(init, init + g.pixels(), z);
         } else {
@@ -164,7 +162,7 @@ private:
         kind_.resize(g.K);
         for (int k = 0; k < g.K; k++) kind_[k] = k;
         const float scale = edge_scale(g);
-        return {z, {}, cheapest_.data(), thing, kind_.data(), scale, kEpsilon * scale};
+        return {z, {}, cheapest_.label.data(), thing, kind_.data(), scale, kEpsilon * scale};
     }
 
     // Local moves from a solution, in its place.
@@ -269,7 +267,7 @@ private:
     std::vector<int32_t> kind_, representative_;
     std::vector<uint8_t> twin_, not_thing_;
 
-    std::vector<int32_t> cheapest_;
+    Cheapest cheapest_;
     Greedy greedy_;
     LabelFirst label_first_;
     NodeMoves moves_;
