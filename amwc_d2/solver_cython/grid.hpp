@@ -106,6 +106,22 @@ struct Grid {
         }
     }
 
+    // Calls f(q, weights) for every edge right or down that all pixels of a square of side n from p on
+    // have, with those of the pixel p; false where some have one and others do not.
+    template <class F>
+    bool for_each_square_of_neighbours(uint32_t p, int n, F f) const {
+        const int y = int(p / uint32_t(W)), x = int(p % uint32_t(W));
+        for (int d = 0; d < D; d++) {
+            const int right = W - dist[d] - x, down = H - dist[d] - y;
+            if ((right > 0 && right < n) || (down > 0 && down < n)) return false;
+        }
+        for (int d = 0; d < D; d++) {
+            if (x + dist[d] < W) f(p + dist[d], layer(d, 0) + p);
+            if (y + dist[d] < H) f(uint32_t(p + size_t(dist[d]) * W), layer(d, 1) + p);
+        }
+        return true;
+    }
+
     // Writes the costs of every node to a row of out, then calls f(p); a block of rows at a time, so
     // that it is still in the cache.
     template <class F>
@@ -188,7 +204,12 @@ private:
     std::vector<int32_t> edges_;
 };
 
-// Calls f(p, length) for every run of pixels of one cluster in a row, in the order of the pixels.
+// Pixels side by side in a row.
+struct Run {
+    uint32_t start, length;
+};
+
+// Calls f(p, length) for every run of pixels of one cluster, in the order of the pixels.
 template <class F>
 void for_each_run(const Grid& g, const int32_t* z, F f) {
     for (int y = 0; y < g.H; y++, z += g.W)

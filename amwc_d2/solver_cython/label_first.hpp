@@ -4,7 +4,7 @@
 // 2. Thing pixels only: strong unit edges inside small tiles are joined, and Algorithm 2 runs on
 //    the graph of the pieces. Pieces of a few pixels are noise: they would be most of its nodes and
 //    lead it astray. Their pixels are added to what it finds.
-// 3. Pixel moves (moves.hpp), moves of small connected pieces, joins of clusters, until settled.
+// What follows are pixel moves (moves.hpp), joins of clusters and moves of small connected pieces.
 // No graph of the pixels is built: costs are read where they lie.
 #pragma once
 
@@ -39,7 +39,10 @@ class LabelFirst {
 public:
     // Fills z (clusters) and class_of: stuff class k is cluster k, thing clusters follow from K.
     void run(const Grid& g, Labelling& l) {
-        pieces(g, l);
+        pieces(g, l, kNoise);
+        size_t kept = 0;
+        for (const Run& run : runs_) kept += run.length;
+        if (noise_.size() > 3 * kept) pieces(g, l, 0);  // what most things are is no noise
         aggregate(g, l);
         greedy_.run(quotient_, [] {});
         l.class_of.resize(g.K);
@@ -83,10 +86,6 @@ private:
         }
     };
 
-    struct Run {  // pixels of a piece in a row of its tile
-        uint32_t start;
-        int length;
-    };
     std::vector<Run> runs_;
     std::vector<uint32_t> begin_, noise_;  // runs by piece, pieces in the order of tiles
     std::vector<int32_t> used_, id_;
@@ -96,7 +95,8 @@ private:
     Sums sums_;
 
     // Tiles of thing pixels to pieces; z = class for stuff and noise, K + piece for things.
-    void pieces(const Grid& g, Labelling& l) {
+    // Pieces of up to largest_noise pixels are left out.
+    void pieces(const Grid& g, Labelling& l, int largest_noise) {
         const int unit = unit_layer(g);
         std::copy_n(l.cheapest, g.pixels(), l.z);
         runs_.clear();
@@ -107,14 +107,14 @@ private:
                 if (whole(g, l, unit, y, x, kBlock)) continue;
                 for (int i = y; i < std::min(y + kBlock, g.H); i += kTile)
                     for (int j = x; j < std::min(x + kBlock, g.W); j += kTile)
-                        if (!whole(g, l, unit, i, j, kTile)) split(g, l, unit, i, j);
+                        if (!whole(g, l, unit, i, j, kTile)) split(g, l, unit, i, j, largest_noise);
             }
         quotient_.N = begin_.size();
         begin_.push_back(uint32_t(runs_.size()));
     }
 
     // The last piece gets a run.
-    void add_run(const Grid& g, Labelling& l, uint32_t start, int length) {
+    void add_run(const Grid& g, Labelling& l, uint32_t start, uint32_t length) {
         std::fill_n(l.z + start, length, g.K + int32_t(begin_.size()) - 1);
         runs_.push_back({start, length});
     }
@@ -153,7 +153,7 @@ private:
     }
 
     // Pieces of the tile from (y, x) on; pixel i % 4 of row i / 4 is bit i.
-    void split(const Grid& g, Labelling& l, int unit, int y, int x) {
+    void split(const Grid& g, Labelling& l, int unit, int y, int x, int largest_noise) {
         const uint32_t p = uint32_t(y) * g.W + x;
         const int h = std::min(kTile, g.H - y), w = std::min(kTile, g.W - x);
         int32_t kind[kTile * kTile];
@@ -181,22 +181,22 @@ private:
                 piece |= (piece & down) << kTile | (piece >> kTile & down);
             }
             things &= ~piece;
-            const bool noise = __builtin_popcount(piece) <= kNoise;
+            const bool noise = __builtin_popcount(piece) <= largest_noise;
             if (!noise) begin_.push_back(uint32_t(runs_.size()));
             while (piece) {
                 const int i = __builtin_ctz(piece);
                 const uint32_t start = p + i / kTile * g.W + i % kTile;
                 const unsigned row = piece >> i & ((1u << (kTile - i % kTile)) - 1);
-                const int length = __builtin_ctz(~row);
+                const uint32_t length = uint32_t(__builtin_ctz(~row));
                 piece &= ~(((1u << length) - 1) << i);
                 if (!noise) add_run(g, l, start, length);
-                else for (int j = 0; j < length; j++) noise_.push_back(start + j);
+                else for (uint32_t j = 0; j < length; j++) noise_.push_back(start + j);
             }
         }
     }
 
     // Adds noise to the clusters beside it: a pixel goes with the neighbour of its class that attracts
-    // it most, forth and back through the image; what is then left begins a new cluster.
+    // it most; what has none after two passes begins a new cluster.
     void grow(const Grid& g, Labelling& l) {
         const int unit = unit_layer(g);
         const auto assigned = [&](uint32_t q) { return l.z[q] >= g.K; };
@@ -216,10 +216,8 @@ private:
             if (p >= width) consider(p - width, down[p - width]);
             if (p + width < g.pixels()) consider(p + width, down[p]);
         };
-        if (unit >= 0) {
-            for (size_t i = 0; i < noise_.size(); i++) join(noise_[i]);
-            for (size_t i = noise_.size(); i-- > 0;) join(noise_[i]);
-        }
+        for (uint32_t p : noise_)
+            if (unit >= 0) join(p);
         for (uint32_t p : noise_) {
             if (unit >= 0) join(p);
             if (assigned(p)) continue;
@@ -238,7 +236,7 @@ private:
     void aggregate(const Grid& g, const Labelling& l) {
         histogram_.assign(g.K, 0);
         for (const Run& run : runs_)
-            for (int i = 0; i < run.length; i++) histogram_[l.kind[l.cheapest[run.start + i]]]++;
+            for (uint32_t i = 0; i < run.length; i++) histogram_[l.kind[l.cheapest[run.start + i]]]++;
         used_.clear();
         for (int k = 0; k < g.K; k++)
             if (g.K <= 32 || histogram_[l.kind[k]] >= 8) used_.push_back(k);
@@ -254,11 +252,11 @@ private:
                 float rest = 0;
                 for (; r < begin_[c + 1]; r++) {
                     const float* v = cost + runs_[r].start;
-                    int i = 0;
+                    uint32_t i = 0;
                     for (; i + 4 <= runs_[r].length; i += 4) four += load(v + i);
                     for (; i < runs_[r].length; i++) rest += v[i];
                 }
-                q.node[c * q.K + u] = (four[0] + four[1]) + (four[2] + four[3]) + rest;
+                q.node[c * q.K + u] = total(four) + rest;
             }
         }
         q.from.clear();
@@ -269,11 +267,13 @@ private:
         // higher piece; backward edges are only looked at where both ends may share a tile.
         for (int32_t c = 0; c < int32_t(q.N); c++) {
             sums_.clear();
-            for (uint32_t r = begin_[c]; r < begin_[c + 1]; r++)
-                g.for_each_run_of_neighbours(
-                    runs_[r].start, runs_[r].length,
-                    [&](uint32_t p, const float* w, int count) { sums_.add(l.z + p, w, count); },
-                    kTile - 1);
+            if (const int side = side_of_square(c)) {
+                for (int i = 0; i < side; i += 4)
+                    for (int j = 0; j < side; j += 4) add_square(g, l, runs_[begin_[c] + i].start + j);
+            } else {
+                for (uint32_t r = begin_[c]; r < begin_[c + 1]; r++)
+                    add_run_of_neighbours(g, l, runs_[r].start, runs_[r].length);
+            }
             for (int32_t id : sums_) {
                 if (id - g.K <= c) continue;
                 q.from.push_back(uint32_t(c));
@@ -281,6 +281,28 @@ private:
                 q.weight.push_back(sums_[id]);
             }
         }
+    }
+
+    // The side of a piece that is a square, else 0.
+    int side_of_square(int32_t c) const {
+        const uint32_t first = begin_[c], rows = begin_[c + 1] - first;
+        if (rows < 4) return 0;
+        for (uint32_t r = first; r < first + rows; r++)
+            if (runs_[r].length != rows) return 0;
+        return int(rows);
+    }
+
+    void add_run_of_neighbours(const Grid& g, const Labelling& l, uint32_t start, uint32_t length) {
+        const auto add = [&](uint32_t q, const float* w, int count) { sums_.add(l.z + q, w, count); };
+        g.for_each_run_of_neighbours(start, int(length), add, kTile - 1);
+    }
+
+    // The edges of a square of four pixels: most squares they lead to are of one piece too.
+    void add_square(const Grid& g, const Labelling& l, uint32_t start) {
+        const size_t width = size_t(g.W);
+        const auto add = [&](uint32_t q, const float* w) { sums_.add_square(l.z + q, w, width); };
+        if (g.for_each_square_of_neighbours(start, 4, add)) return;
+        for (int i = 0; i < 4; i++) add_run_of_neighbours(g, l, start + i * g.W, 4);
     }
 };
 

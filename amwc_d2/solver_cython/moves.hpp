@@ -29,8 +29,9 @@ class NodeMoves {
 public:
     Changes changes;
 
-    // home[k]: cluster that a node may always join because it likes class k best, or -1. thorough: the slack also bounds moves to clusters that
-    // are no neighbours yet, so that when nothing moves any more a first sweep would not either.
+    // home[k]: cluster that a node may always join because it likes class k best, or -1. thorough:
+    // the slack also bounds moves to clusters that are no neighbours yet, so that when nothing moves
+    // any more a first sweep would not either.
     void start(const Grid& g, const Labelling& l, const int32_t* home, bool thorough) {
         z_ = l.z;
         class_of_ = l.class_of.data();
@@ -180,7 +181,7 @@ private:
         float sum, attraction;  // of all edges, and of those that attract
     };
 
-    // The pull of a cluster, none of whose edges are of the first distances; they are then done with.
+    // The pull of a cluster, none of whose edges are of the first distances. They are then done with.
     Pull pull_of(int32_t c, size_t first) {
         const Int4 wanted = splat(c);
         Float4 sum = splat(0.0f), attraction = sum;

@@ -35,11 +35,11 @@ public:
 private:
     static constexpr uint32_t kLargest = 1024, kSampled = 64;
     static constexpr uint32_t kEnd = 0xffffffffu;
-    struct Run {
-        uint32_t start, length, parent, next;
+    struct LinkedRun : Run {
+        uint32_t parent, next;
     };
     uint32_t looked_ = 0;
-    std::vector<Run> runs_;
+    std::vector<LinkedRun> runs_;
     std::vector<uint32_t> size_, last_, body_;
     std::vector<int32_t> classes_;
     std::vector<uint32_t> part_;  // the runs of a piece that are looked at
@@ -70,7 +70,7 @@ private:
         for_each_run(g, l.z, [&](uint32_t p, uint32_t length) {
             const uint32_t id = uint32_t(runs_.size()), width = uint32_t(g.W);
             if (p == row + width) above = first, first = id, row = p;
-            runs_.push_back({p, length, id, kEnd});
+            runs_.push_back({{p, length}, id, kEnd});
             if (!row) return;
             // Runs of the row above that end here or before will not be met again.
             for (; above < first; above++) {
@@ -121,7 +121,7 @@ private:
         return node_[k] = sum;
     }
 
-    // Puts every step-th run of a piece into part_.
+    // Chooses every step-th run of a piece.
     void choose(uint32_t piece, size_t step) {
         part_.clear();
         size_t i = 0;
@@ -171,11 +171,12 @@ private:
             const double value = sums_[c] - node_cost(g, l.class_of[c], sums_[c] - best);
             if (value > best) best = value, to = c;
         }
+        if (!(-lowest_ > best)) return to;
         for (int32_t c : sums_)
             if (c != apart) votes_.add(l.class_of[c], 0);
         votes_.add(l.class_of[from], 0);
         for (int32_t k : votes_) {
-            if (!l.thing[k] || !(-lowest_ > best)) continue;
+            if (!l.thing[k]) continue;
             const double value = -node_cost(g, k, -best);
             if (value > best) best = value, to = apart, fresh = k;
         }

@@ -7,10 +7,11 @@
 #include <stdexcept>
 #include <vector>
 
+#include "assignment.hpp"
 #include "cheapest.hpp"
-#include "clusters.hpp"
 #include "greedy.hpp"
 #include "grid.hpp"
+#include "joins.hpp"
 #include "label_first.hpp"
 #include "moves.hpp"
 #include "pieces.hpp"
@@ -190,12 +191,10 @@ private:
         moves_.start(g, l, home_.data(), false);
         moves_.first_sweep(g);
         moves_.run(g, 32);
-        moves_.changes.forget();  // nothing has looked yet
-        if (pieces_.run(g, l, moves_)) moves_.run(g, 32);
-        if (joins_.run(g, l, moves_)) {
-            moves_.run(g, 32);
-            if (pieces_.run(g, l, moves_)) moves_.run(g, 32);
-        }
+        joins_.run(g, l, moves_);
+        moves_.changes.forget();  // nothing has looked at pieces yet
+        pieces_.run(g, l, moves_);
+        moves_.run(g, 32);
         canonical(g, l.z, l.class_of.size(), scratch_, [&](uint32_t p, uint32_t length) {
             std::fill_n(classes + p, length, l.class_of[l.z[p]]);
         });

@@ -53,10 +53,24 @@ public:
         }
         for (int lane = 0; i < count; i++) step(i, lane++);
     }
+    // The same for four rows of four, stride apart.
+    void add_square(const int32_t* ids, const float* w, size_t stride) {
+        const Int4 wanted = splat(*ids);
+        Int4 same = splat(-1);
+        for (int i = 0; i < 4; i++) same &= load(ids + i * stride) == wanted;
+        if (!all(same)) {
+            for (int i = 0; i < 4; i++) add(ids + i * stride, w + i * stride, 4);
+            return;
+        }
+        const size_t id = size_t(*ids);
+        if (__builtin_expect(tick_of_[id] != tick_, 0)) start(*ids);
+        Float4 sum = load(&cells_[4 * id]);
+        for (int i = 0; i < 4; i++) sum += load(w + i * stride);
+        store(&cells_[4 * id], sum);
+    }
     float operator[](int32_t id) const {
         if (tick_of_[size_t(id)] != tick_) return 0;
-        const Float4 four = load(&cells_[4 * size_t(id)]);
-        return (four[0] + four[1]) + (four[2] + four[3]);
+        return total(load(&cells_[4 * size_t(id)]));
     }
     // The ids added to, in order.
     const int32_t* begin() const { return seen_.data(); }

@@ -1,102 +1,18 @@
-// Whole clusters of pixels: joins of thing clusters with each other and with stuff, and the labels of
-// a multiway cut.
+// Joins of whole clusters of pixels.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
-#include <limits>
 #include <vector>
 
 #include "adjacency.hpp"
+#include "cluster_graph.hpp"
 #include "grid.hpp"
 #include "labelling.hpp"
 #include "moves.hpp"
 #include "sums.hpp"
 
 namespace amwc {
-
-// The graph of clusters: pixels of thing clusters and the weights between clusters, but for those
-// between two stuff clusters.
-class ClusterGraph {
-public:
-    int K = 0;
-    std::vector<uint32_t> size;  // pixels of a thing cluster
-
-    // Calls f(p, length) for every run of pixels in a row of a thing cluster.
-    template <class F>
-    void for_each_run(uint32_t c, F f) const {
-        for (uint32_t r = begin_[c]; r < begin_[c + 1]; r++) f(runs_[r].start, runs_[r].length);
-    }
-
-    // Calls f(p) for every pixel of a thing cluster.
-    template <class F>
-    void for_each_member(uint32_t c, F f) const {
-        for_each_run(c, [&](uint32_t start, uint32_t length) {
-            for (uint32_t p = start; p < start + length; p++) f(p);
-        });
-    }
-
-    // Calls f(p) for every pixel of things.
-    template <class F>
-    void for_each_pixel(F f) const {
-        for (uint32_t c = 0; c < size.size(); c++) for_each_member(c, f);
-    }
-
-    bool build(const Grid& g, const Labelling& l) {
-        K = g.K;
-        const size_t clusters = l.class_of.size();
-        size.assign(clusters, 0);
-        begin_.assign(clusters + 2, 0);
-        found_.clear();
-        amwc::for_each_run(g, l.z, [&](uint32_t p, uint32_t length) {
-            const size_t c = size_t(l.z[p]);
-            if (c < size_t(K)) return;
-            size[c] += length;
-            begin_[c + 2]++;
-            found_.push_back({p, length});
-        });
-        if (found_.empty()) return false;
-        for (size_t c = 0; c < clusters; c++) begin_[c + 2] += begin_[c + 1];
-        runs_.resize(found_.size());
-        for (const Run& run : found_) runs_[begin_[size_t(l.z[run.start]) + 1]++] = run;
-        from_.clear();
-        to_.clear();
-        weight_.clear();
-        sums_.resize(clusters);
-        for (size_t c = size_t(K); c < clusters; c++) {
-            sums_.clear();
-            for_each_run(uint32_t(c), [&](uint32_t p, uint32_t length) {
-                g.for_each_run_of_neighbours(
-                    p, int(length), [&](uint32_t q, const float* w, int count) {
-                        sums_.add(l.z + q, w, count);
-                    });
-            });
-            for (int32_t b : sums_) {
-                if (b >= int32_t(c)) continue;
-                from_.push_back(uint32_t(c));
-                to_.push_back(uint32_t(b));
-                weight_.push_back(sums_[b]);
-            }
-        }
-        return true;
-    }
-
-    // As Adjacency wants it.
-    size_t pixels() const { return size.size(); }
-    template <class F>
-    void for_each_edge(F f) const {
-        for (size_t e = 0; e < from_.size(); e++) f(from_[e], to_[e], weight_[e], uint32_t(e));
-    }
-
-private:
-    struct Run {
-        uint32_t start, length;
-    };
-    std::vector<Run> found_, runs_;  // in the order of the pixels, and by cluster
-    std::vector<uint32_t> begin_, from_, to_;
-    std::vector<float> weight_;
-    Sums sums_;
-};
 
 // Joins of thing clusters with each other and with stuff, best first. Sums of node costs are
 // computed when they are asked for: most pairs are settled by their weight alone.
@@ -145,7 +61,6 @@ public:
         for (uint32_t c = K; c < n; c++) {
             const uint32_t top = find(c);
             if (top != c) transfer(moves, c, top);
-            else if (next_[c] != kEnd) gained(moves, c);
         }
         return changes;
     }
@@ -196,17 +111,14 @@ private:
         int32_t popular = k;
         for (int32_t v : votes_)
             if (l.thing[v] && votes_[v] > votes_[popular]) popular = v;
+        const bool changes = sum(c, popular) < sum(c, k);
+        if (changes) {
+            k = popular;
+            graph_.for_each_member(c, [&](uint32_t p) { moves.changed(p); });
+        }
         own_[c] = sum(c, k);
-        const int32_t before = k;
-        auto consider = [&](int32_t other) {
-            const double cost = sum(c, other);
-            if (cost < own_[c]) own_[c] = cost, k = other;
-        };
-        if (popular != k) consider(popular);
-        const bool changed = k != before;
-        if (changed) graph_.for_each_member(c, [&](uint32_t p) { moves.changed(p); });
         saving_[c] = own_[c] - lowest;
-        return changed;
+        return changes;
     }
 
     // A pixel by itself takes the cheapest class of things.
@@ -308,91 +220,11 @@ private:
         }
     }
 
-    // A cluster that others joined: its class and which of its pieces is largest may have changed.
-    void gained(NodeMoves& moves, uint32_t c) {
-        graph_.for_each_member(c, [&](uint32_t p) { moves.changes.add(p); });
-    }
-
     // Members of c take their new cluster.
     void transfer(NodeMoves& moves, uint32_t c, uint32_t top) {
         graph_.for_each_run(c, [&](uint32_t p, uint32_t length) {
             moves.apply_run(*grid_, p, length, int32_t(top));
         });
-    }
-};
-
-// Labels for the clusters of a multiway cut: each takes the label that pays most given those of the
-// others, largest first, until none changes. Then every label is one cluster.
-class Assignment {
-public:
-    void run(const Grid& g, Labelling& l) {
-        if (!graph_.build(g, l)) return;
-        node_sums(g, l);
-        adjacency_.build(graph_);
-        const size_t K = size_t(g.K), clusters = graph_.size.size(), u = used_.size();
-        order_.clear();
-        choice_.assign(clusters, -1);
-        for (size_t c = 0; c < clusters; c++) {
-            if (c < K) choice_[c] = int32_t(c);
-            else if (graph_.size[c]) order_.push_back(uint32_t(c));
-        }
-        std::stable_sort(order_.begin(), order_.end(), [&](uint32_t a, uint32_t b) {
-            return graph_.size[a] > graph_.size[b];
-        });
-        pull_.assign(K, 0.0);
-        bool changed = true;
-        for (int sweep = 0; changed && sweep < 20; sweep++) {
-            changed = false;
-            for (uint32_t c : order_) {
-                const auto& list = adjacency_.lists[c];
-                for (uint32_t s = 0; s < list.size; s++)
-                    if (choice_[list.ids[s]] >= 0) pull_[choice_[list.ids[s]]] += list.links()[s].weight;
-                int32_t to = choice_[c];
-                double best = -std::numeric_limits<double>::infinity();
-                if (to >= 0) best = pull_[to] - node_[(c - K) * u + index_[to]] + l.epsilon;
-                for (size_t i = 0; i < u; i++) {
-                    const double value = pull_[used_[i]] - node_[(c - K) * u + i];
-                    if (value > best) best = value, to = used_[i];
-                }
-                for (uint32_t s = 0; s < list.size; s++)
-                    if (choice_[list.ids[s]] >= 0) pull_[choice_[list.ids[s]]] = 0;
-                changed |= to != choice_[c];
-                choice_[c] = to;
-            }
-        }
-        graph_.for_each_pixel([&](uint32_t p) { l.z[p] = choice_[l.z[p]]; });
-    }
-
-private:
-    ClusterGraph graph_;
-    Adjacency adjacency_;
-    std::vector<uint32_t> order_;
-    std::vector<int32_t> used_, index_, count_, choice_;
-    std::vector<double> node_, pull_;
-
-    // Sums over every thing cluster for the labels whose kind some of its pixels like best.
-    void node_sums(const Grid& g, const Labelling& l) {
-        count_.assign(g.K, 0);
-        graph_.for_each_pixel([&](uint32_t p) { count_[l.kind[l.cheapest[p]]]++; });
-        for (size_t c = size_t(g.K); c < graph_.size.size(); c++)
-            if (graph_.size[c]) count_[l.kind[l.class_of[c]]] += 8;
-        used_.clear();
-        index_.assign(g.K, -1);
-        for (int k = 0; k < g.K; k++) {
-            if (g.K > 32 && count_[l.kind[k]] < 8) continue;
-            index_[k] = int32_t(used_.size());
-            used_.push_back(k);
-        }
-        const size_t K = size_t(g.K), u = used_.size();
-        node_.assign((graph_.size.size() - K) * u, 0.0);
-        for (size_t i = 0; i < u; i++) {
-            const float* cost = g.node + size_t(used_[i]) * g.pixels();
-            for (size_t c = K; c < graph_.size.size(); c++) {
-                double sum = 0;
-                graph_.for_each_member(uint32_t(c), [&](uint32_t p) { sum += cost[p]; });
-                node_[(c - K) * u + i] = sum;
-            }
-        }
     }
 };
 
