@@ -76,6 +76,19 @@ def test_loading_by_name_reproduces_the_metrics(zoo, tmp_path):
     assert results["panoptic_seg"] == released["results"]["panoptic_seg"]
 
 
+def test_a_release_can_be_evaluated_again(zoo, tmp_path):
+    """After the solver has changed: only what was measured is written."""
+    path = zoo / NAME / "metrics.json"
+    files = {p.name: p.read_bytes() for p in (zoo / NAME).iterdir() if p != path}
+    metrics = json.loads(path.read_text())
+    path.write_text("{}")
+    assert tool.evaluate(NAME, zoo) == zoo / NAME
+    renewed = json.loads(path.read_text())
+    assert renewed["results"]["panoptic_seg"] == metrics["results"]["panoptic_seg"]
+    assert renewed["dataset"] == metrics["dataset"]
+    assert files == {p.name: p.read_bytes() for p in (zoo / NAME).iterdir() if p != path}
+
+
 def test_untrained(zoo):
     cfg = model_zoo.get_config(NAME, trained=False, root=zoo)
     assert cfg.MODEL.WEIGHTS == cfg.MODEL.AMWC.ORACLE == ""

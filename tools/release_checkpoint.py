@@ -2,9 +2,11 @@
 """Release a trained model: tensors only, its config, classes and log, and its evaluation.
 
 The evaluation is that of the released file, made here and now, so that the numbers are its own.
-Also updates the zoo's index.json and the table in MODEL_ZOO.md. Example:
+Also updates the zoo's index.json and the table in MODEL_ZOO.md. Without a run, a release is evaluated
+again, after the solver or the evaluator has changed. Examples:
 
     python tools/release_checkpoint.py toy_amwc_r18 output/toy/amwc_R18 --half
+    python tools/release_checkpoint.py toy_amwc_r18
 """
 
 import argparse
@@ -32,7 +34,9 @@ COLUMNS = ("Name", "Status", "Dataset", "PQ", "PQ things", "PQ stuff", "SQ", "RQ
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("name", help="name of the release, such as toy_amwc_r18")
-    parser.add_argument("run", type=Path, help="OUTPUT_DIR of the training")
+    parser.add_argument(
+        "run", type=Path, nargs="?", help="OUTPUT_DIR of the training; none: evaluate NAME again"
+    )
     parser.add_argument("--checkpoint", default="model_final.pth", help="which file of the run")
     parser.add_argument("--half", action="store_true", help="store matrices in half precision")
     parser.add_argument("--zoo", type=Path, default=model_zoo.REPOSITORY_ZOO, help="folder")
@@ -92,13 +96,21 @@ def release(name, run, checkpoint, half, zoo):
     index = json.loads(index_path.read_text()) if index_path.exists() else {}
     index[name] = {"checkpoint": path.name, "sha256": model_zoo.file_hash(path)}
     index_path.write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
+    return evaluate(name, zoo)
 
+
+def evaluate(name, zoo):
+    """Write a release's ``metrics.json``: the evaluation of its file on ``DATASETS.TEST``.
+
+    Returns:
+        Path: its folder.
+    """
     cfg = model_zoo.get_config(name, root=zoo)
     with tempfile.TemporaryDirectory() as output:
         cfg.OUTPUT_DIR = output
         Trainer.test(cfg, model_zoo.get(name, root=zoo))
-        shutil.copyfile(Path(output) / "inference/results.json", folder / "metrics.json")
-    return folder
+        shutil.copyfile(Path(output) / "inference/results.json", zoo / name / "metrics.json")
+    return zoo / name
 
 
 def zoo_table(zoo):
@@ -134,7 +146,10 @@ def main():
     args = parse_args()
     setup_logger(name="detectron2")
     setup_logger(name="amwc_d2")
-    folder = release(args.name, args.run, args.checkpoint, args.half, args.zoo)
+    if args.run is None:
+        folder = evaluate(args.name, args.zoo)
+    else:
+        folder = release(args.name, args.run, args.checkpoint, args.half, args.zoo)
     update_page(args.page, args.zoo)
     logger.info("Released %s: %s", args.name, ", ".join(sorted(p.name for p in folder.iterdir())))
 

@@ -24,9 +24,6 @@ public:
     // Drops the nodes added so far, while none but new looks will be taken.
     void forget() { moved_.clear(); }
 
-    // The nodes added since surroundings were last marked.
-    const std::vector<uint32_t>& moved() const { return moved_; }
-
     // Marks the surroundings of the nodes added since the last call; returns the time.
     uint32_t mark(const Grid& g) {
         clock_++;

@@ -40,6 +40,7 @@ public:
         epsilon_ = l.epsilon;
         thorough_ = thorough;
         slack_.resize(g.pixels());
+        stale_.clear();
         changes.start(g.pixels());
         arcs_.build(g);
         label_.resize(g.D);
@@ -61,6 +62,7 @@ public:
 
     // Sweeps until nothing moves, at most max_sweeps times; returns the number of moves.
     size_t run(const Grid& g, int max_sweeps) {
+        bound_stale(g);
         size_t total = 0;
         for (int i = 0; i < max_sweeps; i++) {
             const size_t moves = sweep(g);
@@ -70,33 +72,19 @@ public:
         return total;
     }
 
-    // Has p looked at again.
-    void wake(uint32_t p) {
-        slack_[p] = -1;
-        awake_[p / kBlock] = 1;
-    }
-
-    // Bounds anew what moved since changes were last marked: apply lowers its neighbours' slack only.
-    void bound_moved(const Grid& g) {
-        for (uint32_t p : changes.moved()) {
-            float s = 0;
-            arcs_.for_each(g, p, [&](uint32_t q, float w) { s += bound(z_[p], z_[q], w); });
-            slack_[p] = s;
-            saved(g, p);
-            awake_[p / kBlock] = 1;
-        }
-    }
-
-    // After p changed by other means than apply.
+    // After the class of p's cluster changed: p is looked at again.
     void changed(uint32_t p) {
-        wake(p);
+        stale_.push_back(p);
         changes.add(p);
     }
 
     // Moves p and lowers the slack of its neighbours by what they may have gained.
-    void apply(const Grid& g, uint32_t p, int32_t to) { shift(p, to, look(g, p)); }
+    void apply(const Grid& g, uint32_t p, int32_t to) {
+        shift(p, to, look(g, p));
+        stale_.push_back(p);
+    }
 
-    // Moves a run of pixels of one cluster that moves with its piece: they are looked at again.
+    // Moves a run of pixels of one cluster that moves with its piece.
     void apply_run(const Grid& g, uint32_t p, uint32_t length, int32_t to) {
         const Int4 from4 = splat(z_[p]), to4 = splat(to);
         g.for_each_run_of_neighbours(p, int(length), [&](uint32_t q, const float* w, int count) {
@@ -123,7 +111,8 @@ private:
     float epsilon_ = 0;
     bool thorough_ = false;
     std::vector<float> slack_;
-    std::vector<uint8_t> awake_;  // blocks of nodes that may hold a negative slack
+    std::vector<uint32_t> stale_;  // nodes whose slack is to be bounded anew
+    std::vector<uint8_t> awake_;   // blocks of nodes that may hold a negative slack
     Arcs arcs_;
 
     // The node looked at: for each distance the clusters of its four neighbours (-1 where there is
@@ -283,6 +272,19 @@ private:
         if (k != cheapest_[p]) slack_[p] -= g.cost(p, k) - g.cost(p, cheapest_[p]);
     }
 
+    void bound_stale(const Grid& g) {
+        for (uint32_t p : stale_) bound_one(g, p);
+        stale_.clear();
+    }
+
+    void bound_one(const Grid& g, uint32_t p) {
+        float s = 0;
+        arcs_.for_each(g, p, [&](uint32_t q, float w) { s += bound(z_[p], z_[q], w); });
+        slack_[p] = s;
+        saved(g, p);
+        awake_[p / kBlock] = 1;
+    }
+
     // The first bound of a row.
     void bound(const Grid& g, int y) {
         const uint32_t row = uint32_t(y) * g.W;
@@ -291,14 +293,8 @@ private:
             const Place place{arcs_.of_column(x), arcs_.of_row(y)};
             for (; x + 16 <= end; x += 16) bound<4>(g, row + x, place);
             for (; x + 4 <= end; x += 4) bound<1>(g, row + x, place);
-            for (; x < end; x++) {
-                float s = 0;
-                const uint32_t p = row + uint32_t(x);
-                arcs_.for_each(g, p, [&](uint32_t q, float w) { s += bound(z_[p], z_[q], w); });
-                slack_[p] = s;
-            }
+            for (; x < end; x++) bound_one(g, row + x);
         }
-        for (uint32_t p = row; p < row + g.W; p++) saved(g, p);
     }
 
     template <int N>
@@ -319,6 +315,7 @@ private:
                     s[i] += bound(own[i], load(z + 4 * i), load(w + 4 * i));
             }
         for (int i = 0; i < N; i++) store(&slack_[p + 4 * i], s[i]);
+        for (int i = 0; i < 4 * N; i++) saved(g, p + i);
     }
 
     // What an edge adds to the slack: w where z and zq agree, -max(w, 0) elsewhere.

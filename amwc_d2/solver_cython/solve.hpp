@@ -148,7 +148,6 @@ public:
             moved = moves_.run(g, 64);
             moved += pieces_.run(g, l, moves_);
             if (!moved) moved = regions_.run(g, l, moves_);
-            moves_.bound_moved(g);
         }
         std::copy(z, z + g.pixels(), segments);
         canonical(g, segments, size_t(g.K), scratch_, [](uint32_t, uint32_t) {});
