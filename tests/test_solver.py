@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from solver_instances import make_instance
 
 from amwc_d2.solver_cython import (
     amwc_objective,
@@ -216,6 +217,18 @@ def test_warm_start_of_a_solution_is_the_solution(seed):
     assert np.array_equal(cold.classes, warm.classes)
     assert cold.objective == warm.objective
     assert warm.objective == amwc_objective(lifted, edge, DISTANCES, warm.classes, warm.classes)
+
+
+def test_warm_start_of_a_lifted_solution_settles_at_once():
+    """A hundred labels, most of them as cheap as others of their class."""
+    instance = make_instance("street", 128, 256, 0, "medium")
+    node, edge, distances, _ = instance.problem
+    forward = solve_amwc(*instance.problem)
+    _, first = np.unique(forward.segments, return_index=True)
+    lifted = np.ascontiguousarray(node[forward.classes.ravel()[first]])
+    settled = solve_mwc(lifted, edge, distances, init=forward.segments)
+    again = solve_mwc(lifted, edge, distances, init=settled.classes)
+    assert np.array_equal(settled.classes, again.classes)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -161,13 +161,8 @@ def test_warm_start_never_gets_worse_and_settles(problem, seed):
     solution = solve_mwc(node_costs, edge_costs, distances, init=start)
     before = amwc_objective(node_costs, edge_costs, distances, start, start)
     assert solution.objective <= before + 1e-5
-    for _ in range(20):
-        settled = solve_mwc(node_costs, edge_costs, distances, init=solution.classes)
-        if (settled.classes == solution.classes).all():
-            return
-        assert settled.objective <= solution.objective + 1e-5
-        solution = settled
-    pytest.fail("20 warm starts did not settle")
+    again = solve_mwc(node_costs, edge_costs, distances, init=solution.classes)
+    assert (again.classes == solution.classes).all() and again.objective == solution.objective
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -211,8 +206,17 @@ def test_noise_at_full_size():
     assert is_feasible(solution.classes, solution.segments, partitionable)
 
 
-def test_fuzz(repository):
-    """Every promise on a thousand random problems, valid and broken."""
-    command = [sys.executable, repository / "tools/fuzz_solver.py", "--cases", "1000"]
+@pytest.mark.parametrize(
+    "first, cases",
+    [
+        (0, 1000),
+        (3440, 1),  # the cheapest label of a pixel depended on the start
+        (58928, 1),  # best did not start from what fast had found
+    ],
+)
+def test_fuzz(repository, first, cases):
+    """Every promise on random problems, valid and broken, and on those that once failed."""
+    command = [sys.executable, repository / "tools/fuzz_solver.py", "--cases", str(cases)]
+    command += ["--first", str(first)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=repository)
     assert done.returncode == 0, done.stderr[-2000:]

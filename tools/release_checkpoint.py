@@ -2,8 +2,8 @@
 """Release a trained model: tensors only, its config, classes and log, and its evaluation.
 
 The evaluation is that of the released file, made here and now, so that the numbers are its own.
-Also updates the zoo's index.json and the table in MODEL_ZOO.md. Without a run, a release is evaluated
-again, after the solver or the evaluator has changed. Examples:
+Also updates the zoo's index.json and the table in MODEL_ZOO.md. Without a run, a release is
+evaluated again, after the solver or the evaluator has changed. Examples:
 
     python tools/release_checkpoint.py toy_amwc_r18 output/toy/amwc_R18 --half
     python tools/release_checkpoint.py toy_amwc_r18

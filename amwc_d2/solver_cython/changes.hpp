@@ -21,6 +21,12 @@ public:
 
     void add(uint32_t p) { moved_.push_back(p); }
 
+    // Marks p and the pixels beside it: it stays in its cluster, but may now move to another.
+    void mark(const Grid& g, uint32_t p) {
+        stamp_[p] = ++clock_;
+        g.for_each_beside(p, [&](uint32_t q) { stamp_[q] = clock_; });
+    }
+
     // Drops the nodes added so far, while none but new looks will be taken.
     void forget() { moved_.clear(); }
 

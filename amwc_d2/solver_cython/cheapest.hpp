@@ -44,6 +44,20 @@ public:
         return std::isfinite(total(sum)) || all_finite(g.node, size_t(g.K) * n);
     }
 
+    // What find would have found from another guess for p. Returns whether that is another class, and
+    // not the guess.
+    bool renew(const Grid& g, uint32_t p, int32_t before, int32_t guess) {
+        int32_t& k = label[p];
+        const float lowest = g.cost(p, k);
+        if (g.cost(p, guess) == lowest) {
+            k = guess;
+            return false;
+        }
+        if (k != before) return false;  // the lowest already
+        for (k = 0; g.cost(p, k) != lowest;) k++;
+        return k != before;
+    }
+
 private:
     static constexpr size_t kChunk = 1024;  // pixels whose minimum stays in the cache
     static constexpr int kGroup = 8;

@@ -235,29 +235,24 @@ inline double objective(const Graph& g, const int32_t* classes, const int32_t* s
 
 // The same in four interleaved partial sums. Most edges are not cut, and their weights not read.
 inline double objective(const Grid& g, const int32_t* classes, const int32_t* segments) {
-    double sum[4] = {0, 0, 0, 0};
+    DoubleSum sum;
     for_each_run(g, classes, [&](uint32_t p, uint32_t length) {
-        const float* cost = g.node + size_t(classes[p]) * g.pixels() + p;
-        Double2 low = {0, 0}, high = {0, 0};
-        uint32_t i = 0;
-        for (; i + 4 <= length; i += 4) widen_add(load(cost + i), low, high);
-        for (; i < length; i++) sum[i % 4] += cost[i];
-        for (int k = 0; k < 2; k++) sum[k] += low[k], sum[k + 2] += high[k];
+        sum.add(g.node + size_t(classes[p]) * g.pixels() + p, length);
     });
     g.for_each_row([&](size_t p, size_t q, const float* w, int count) {
         const int32_t *a = segments + p, *b = segments + q;
-        Double2 low = {0, 0}, high = {0, 0};
+        DoubleSum row;
         int x = 0;
         for (; x + 16 <= count; x += 16) {
             Int4 same[4];
             for (int i = 0; i < 4; i++) same[i] = load(a + x + 4 * i) == load(b + x + 4 * i);
             if (all(same[0] & same[1] & same[2] & same[3])) continue;
-            for (int i = 0; i < 4; i++) widen_add(drop(same[i], load(w + x + 4 * i)), low, high);
+            for (int i = 0; i < 4; i++) row.add(drop(same[i], load(w + x + 4 * i)));
         }
-        for (; x < count; x++) sum[x % 4] += a[x] != b[x] ? w[x] : 0.0f;
-        for (int i = 0; i < 2; i++) sum[i] += low[i], sum[i + 2] += high[i];
+        for (; x < count; x++) row.add(a[x] != b[x] ? w[x] : 0.0f);
+        sum.add(row);
     });
-    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    return sum.value();
 }
 
 // Whether all values are finite: a finite number times zero is zero, all others give NaN.

@@ -136,12 +136,12 @@ private:
     double sum(uint32_t c, int32_t k) {
         for (const ClassSum& known : sums_[c])
             if (known.k == k) return known.value;
-        double value = 0;
+        DoubleSum total;
         const float* cost = grid_->node + size_t(k) * grid_->pixels();
         for (uint32_t part = c; part != kEnd; part = next_[part])
-            graph_.for_each_member(part, [&](uint32_t p) { value += cost[p]; });
-        sums_[c].push_back({k, value});
-        return value;
+            graph_.for_each_run(part, [&](uint32_t p, uint32_t n) { total.add(cost + p, n); });
+        sums_[c].push_back({k, total.value()});
+        return total.value();
     }
 
     // The cheaper of the classes of a and b for both together.

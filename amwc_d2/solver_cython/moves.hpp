@@ -78,6 +78,12 @@ public:
         changes.add(p);
     }
 
+    // After another label became the cheapest of p.
+    void renewed(const Grid& g, uint32_t p) {
+        stale_.push_back(p);
+        changes.mark(g, p);
+    }
+
     // Moves p and lowers the slack of its neighbours by what they may have gained.
     void apply(const Grid& g, uint32_t p, int32_t to) {
         shift(p, to, look(g, p));

@@ -110,15 +110,15 @@ private:
         if (node_.size() < size_t(g.K)) node_.resize(g.K);
         if (std::find(classes_.begin(), classes_.end(), k) != classes_.end()) return node_[k];
         const float* cost = g.node + size_t(k) * g.pixels();
-        double sum = 0;
+        DoubleSum sum;
         for (size_t i = 0; i < part_.size(); i++) {
             const Run& run = runs_[part_[i]];
-            for (uint32_t p = run.start; p < run.start + run.length; p++) sum += cost[p];
-            const double bound = sum + rest_[i];
+            sum.add(cost + run.start, run.length);
+            const double bound = sum.value() + rest_[i];
             if (bound >= limit) return bound;
         }
         classes_.push_back(k);
-        return node_[k] = sum;
+        return node_[k] = sum.value();
     }
 
     // Chooses every step-th run of a piece.
@@ -135,7 +135,7 @@ private:
         sums_.clear();
         votes_.resize(g.K);
         votes_.clear();
-        lowest_ = stay_ = 0;
+        DoubleSum lowest, stay;
         rest_.clear();
         const float* own_cost = g.node + size_t(own) * g.pixels();
         for (uint32_t r : part_) {
@@ -144,15 +144,18 @@ private:
                 const int32_t k = l.cheapest[p];
                 const uint32_t before = p;
                 const float* cost = g.node + size_t(k) * g.pixels();
-                for (; p < end && l.cheapest[p] == k; p++) lowest_ += cost[p];
+                while (p < end && l.cheapest[p] == k) p++;
+                lowest.add(cost + before, p - before);
                 votes_.add(k, float(p - before));
             }
-            for (uint32_t p = start; p < end; p++) stay_ -= own_cost[p];
-            rest_.push_back(lowest_);
+            stay.add(own_cost + start, end - start);
+            rest_.push_back(lowest.value());
             g.for_each_run_of_neighbours(
                 start, int(end - start),
                 [&](uint32_t q, const float* w, int count) { sums_.add(l.z + q, w, count); });
         }
+        lowest_ = lowest.value();
+        stay_ = -stay.value();
         for (double& rest : rest_) rest = lowest_ - rest;
     }
 
@@ -194,7 +197,7 @@ private:
             return to != from;
         };
         // Large pieces seldom move: most are settled by an eighth of their rows, with room for its error.
-        if (size_[piece] < kSampled || look(8, -0.25 * l.scale * size_[piece])) look(1, l.epsilon);
+        if (size_[piece] < kSampled || look(8, -0.125 * l.scale * size_[piece])) look(1, l.epsilon);
         relabel(l, piece, from);
         if (to == from) return false;
         if (to == apart) {

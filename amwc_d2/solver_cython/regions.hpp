@@ -36,7 +36,7 @@ public:
     }
 
 private:
-    static constexpr size_t kSampled = 64, kStep = 8;
+    static constexpr size_t kSampled = 64, kStep = 7;  // few widths are its multiples
     uint32_t looked_ = 0;
     std::vector<uint32_t> region_, pixels_;
 
@@ -74,8 +74,8 @@ private:
     // What the move of the region costs, at every step-th pixel.
     double change(const Grid& g, const Labelling& l, int32_t to, uint32_t id, size_t step) const {
         double sum = 0;
-        for (size_t i = 0; i < pixels_.size(); i += step) {
-            const uint32_t p = pixels_[i];
+        for (uint32_t p : pixels_) {
+            if (p % step) continue;
             const int32_t from = l.z[p];
             float cut = 0;  // twice, for edges inside are met from both ends
             g.for_each_neighbour(p, [&](uint32_t q, float w) {

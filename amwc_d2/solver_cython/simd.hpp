@@ -67,12 +67,28 @@ inline uint32_t sideways_or(Int4 v) {
     return uint32_t(words[0] | words[0] >> 32);
 }
 
-// low += the first two lanes of v, high += the last two.
-inline void widen_add(Float4 v, Double2& low, Double2& high) {
-    Float2 half[2];
-    std::memcpy(half, &v, sizeof v);
-    low += __builtin_convertvector(half[0], Double2);
-    high += __builtin_convertvector(half[1], Double2);
-}
+// A sum in double precision, in four interleaved partial sums.
+class DoubleSum {
+public:
+    void add(Float4 v) {
+        Float2 half[2];
+        std::memcpy(half, &v, sizeof v);
+        low_ += __builtin_convertvector(half[0], Double2);
+        high_ += __builtin_convertvector(half[1], Double2);
+    }
+    void add(float v) { low_ += Double2{v, 0}; }
+    void add(const float* values, uint32_t count) {
+        DoubleSum sum = *this;
+        uint32_t i = 0;
+        for (; i + 4 <= count; i += 4) sum.add(load(values + i));
+        for (; i < count; i++) sum.add(values[i]);
+        *this = sum;
+    }
+    void add(const DoubleSum& sum) { low_ += sum.low_, high_ += sum.high_; }
+    double value() const { return (low_[0] + low_[1]) + (high_[0] + high_[1]); }
+
+private:
+    Double2 low_ = {0, 0}, high_ = {0, 0};
+};
 
 }  // namespace amwc

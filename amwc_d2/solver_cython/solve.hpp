@@ -62,28 +62,31 @@ public:
                        ? greedy(grid, partitionable, classes, segments)
                        : kNotFinite;
         const double value = fast(grid, partitionable, classes, segments);
-        if (std::isnan(value) || (method == kFast && grid.pixels() > kSmall)) return value;
-        // Label first lives on the regularity of images; on a handful of pixels Algorithm 2 may win.
+        if (std::isnan(value) || method == kFast) return value;
         const size_t n = grid.pixels();
         other_.resize(2 * n);
         int32_t *other_classes = other_.data(), *other_segments = other_classes + n;
         greedy(grid, partitionable, other_classes, other_segments);
-        if (method == kBest) {
-            const Graph graph = copy_.make(grid);
-            return best_of(graph, partitionable, classes, segments, other_classes, other_segments);
-        }
-        const double other = improve(grid, partitionable, other_classes, other_segments);
-        if (!(other < value)) return value;
-        std::copy_n(other_classes, n, classes);
-        std::copy_n(other_segments, n, segments);
-        return other;
+        const Graph graph = copy_.make(grid);
+        return best_of(graph, partitionable, classes, segments, other_classes, other_segments);
     }
 
     double fast(const Grid& g, const uint8_t* thing, int32_t* classes, int32_t* z) {
         if (!cheapest_.find(g)) return kNotFinite;
         Labelling l = start(g, thing, z);
         label_first_.run(g, l);
-        return settle(g, l, classes);
+        const double value = settle(g, l, classes);
+        const size_t n = g.pixels();
+        if (n > kSmall) return value;
+        // Label first lives on the regularity of images; on a handful of pixels Algorithm 2 may win.
+        other_.resize(2 * n);
+        int32_t *other_classes = other_.data(), *other_segments = other_classes + n;
+        greedy(g, thing, other_classes, other_segments);
+        const double other = improve(g, thing, other_classes, other_segments);
+        if (!(other < value)) return value;
+        std::copy_n(other_classes, n, classes);
+        std::copy_n(other_segments, n, z);
+        return other;
     }
 
     double amwc_graph(const Graph& graph, const uint8_t* partitionable, int method,
@@ -121,7 +124,9 @@ public:
 
     // Multiway cut on a grid, one segment a label: z holds the labels, segments numbers them.
     double multiway(const Grid& g, const int32_t* init, int32_t* z, int32_t* segments) {
-        if (!cheapest_.find(g, init)) return kNotFinite;
+        if (init) guess_.assign(init, init + g.pixels());
+        else guess_.assign(g.pixels(), 0);
+        if (!cheapest_.find(g, guess_.data())) return kNotFinite;
         not_thing_.assign(g.K, 0);
         const float scale = edge_scale(g);
         Labelling l{z, {}, cheapest_.label.data(), nullptr, nullptr, scale, kEpsilon * scale};
@@ -148,6 +153,7 @@ public:
             moved = moves_.run(g, 64);
             moved += pieces_.run(g, l, moves_);
             if (!moved) moved = regions_.run(g, l, moves_);
+            if (!moved) moved = renew(g, z);
         }
         std::copy(z, z + g.pixels(), segments);
         canonical(g, segments, size_t(g.K), scratch_, [](uint32_t, uint32_t) {});
@@ -157,6 +163,21 @@ public:
     std::vector<int32_t> scratch_;
 
 private:
+    // The cheapest labels become those that the labelling z as a guess would have led to, so that it
+    // is its own warm start; returns how many pixels have to be looked at again for that.
+    size_t renew(const Grid& g, const int32_t* z) {
+        size_t changes = 0;
+        for (uint32_t p = 0; p < g.pixels(); p++) {
+            if (z[p] == guess_[p]) continue;
+            if (cheapest_.renew(g, p, guess_[p], z[p])) {
+                moves_.renewed(g, p);
+                changes++;
+            }
+            guess_[p] = z[p];
+        }
+        return changes;
+    }
+
     // A labelling to be filled, for the cheapest classes found last.
     Labelling start(const Grid& g, const uint8_t* thing, int32_t* z) {
         kind_.resize(g.K);
@@ -274,7 +295,7 @@ private:
     Joins joins_;
     Assignment assignment_;
     LocalSearch search_;
-    std::vector<int32_t> home_;
+    std::vector<int32_t> home_, guess_;
 };
 
 }  // namespace amwc

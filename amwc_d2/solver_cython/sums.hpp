@@ -42,15 +42,8 @@ public:
             cells[4 * id + lane] += w[i];
         };
         int i = 0;
-        for (; i + 4 <= count; i += 4) {
-            if (all(load(ids + i) == splat(ids[i]))) {
-                const size_t id = size_t(ids[i]);
-                if (__builtin_expect(tick_of[id] != tick, 0)) start(int32_t(id));
-                store(cells + 4 * id, load(cells + 4 * id) + load(w + i));
-                continue;
-            }
+        for (; i + 4 <= count; i += 4)
             for (int lane = 0; lane < 4; lane++) step(i + lane, lane);
-        }
         for (int lane = 0; i < count; i++) step(i, lane++);
     }
     // The same for four rows of four, stride apart.
