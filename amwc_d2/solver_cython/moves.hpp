@@ -106,6 +106,9 @@ public:
         for (uint32_t i = p; i < p + length; i++) changed(i);
     }
 
+    // A lower bound on what any move of p costs, of no use before p's own last move is bounded.
+    float slack(uint32_t p) const { return slack_[p]; }
+
     // After clusters were added.
     void grow(const std::vector<int32_t>& class_of) { class_of_ = class_of.data(); }
 

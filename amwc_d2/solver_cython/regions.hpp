@@ -5,6 +5,7 @@
 // Joins need no such move, for there the piece that moves is a segment.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -36,7 +37,6 @@ public:
     }
 
 private:
-    static constexpr size_t kSampled = 64, kStep = 7;  // few widths are its multiples
     uint32_t looked_ = 0;
     std::vector<uint32_t> region_, pixels_;
 
@@ -61,21 +61,30 @@ private:
             if (p >= width) add(p - width);
             if (p + width < n) add(p + width);
         }
-        if (pixels_.size() == 1) return false;
-        // Large regions seldom move: most are settled by some of their pixels, with room for error.
-        const double sampled = double(pixels_.size()) / kStep;
-        if (pixels_.size() >= kSampled && change(g, l, to, id, kStep) > 0.25 * l.scale * sampled)
-            return false;
-        if (!(change(g, l, to, id, 1) < -l.epsilon)) return false;
+        if (pixels_.size() == 1 || !may_pay(g, l, moves, id)) return false;
+        if (!(change(g, l, to, id) < -l.epsilon)) return false;
         for (uint32_t p : pixels_) moves.apply(g, p, to);
         return true;
     }
 
-    // What the move of the region costs, at every step-th pixel.
-    double change(const Grid& g, const Labelling& l, int32_t to, uint32_t id, size_t step) const {
+    // Whether the region may gain: each pixel loses at least its slack by itself, but keeps the
+    // attraction of those that move with it, which is counted for both of them.
+    bool may_pay(const Grid& g, const Labelling& l, const NodeMoves& moves, uint32_t id) const {
+        double gain = 0;
+        for (uint32_t p : pixels_) {
+            gain += l.epsilon - moves.slack(p);  // with room for rounding
+            const auto add = [&](uint32_t q, const float* w) {
+                if (region_[q] == id) gain += 2 * std::max(*w, 0.0f);
+            };
+            g.for_each_arc(p, add, 0);
+        }
+        return gain > 0;
+    }
+
+    // What the move of the region costs.
+    double change(const Grid& g, const Labelling& l, int32_t to, uint32_t id) const {
         double sum = 0;
         for (uint32_t p : pixels_) {
-            if (p % step) continue;
             const int32_t from = l.z[p];
             float cut = 0;  // twice, for edges inside are met from both ends
             g.for_each_neighbour(p, [&](uint32_t q, float w) {
