@@ -4,10 +4,11 @@
     python tools/benchmark_solver.py                      # the table, and every bar it can check
     python tools/benchmark_solver.py --sections scaling threads --json scaling.json
 
-Times are CPU seconds of the calling thread: the median of --repeats runs, methods taking turns, and
-half the distance between the quartiles. "removed" is the share of Algorithm 2's excess over the
-trivial bound (every node its cheapest class, every repulsive edge cut) that a method removes; "gap"
-is the certified distance to the optimum, in percent of the objective. The peers are optional.
+Times are CPU seconds of the calling thread: the median of --repeats turns, and half the distance
+between the quartiles. Ratios are medians of those of each turn, with their quartiles. "removed" is
+the share of Algorithm 2's excess over the trivial bound (every node its cheapest class, every
+repulsive edge cut) that a method removes; "gap" is the certified distance to the optimum, in percent
+of the objective. The peers are optional.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 from solver_instances import KINDS, SHARED_BENCH, make_instance, panoptic_quality, shared_instance
-from solver_measuring import floor_seconds, measure, peak_extra, trivial_bound
+from solver_measuring import floor_seconds, measure, peak_extra, ratio, trivial_bound
 from solver_peers import HINT, PEERS, segmentation, with_classes
 
 from amwc_d2.solver_cython import (
@@ -90,7 +91,7 @@ def table(report, options):
         timed |= measure({m: c for m, c in calls.items() if m in slowest}, min(3, options.repeats))
         size = instance.node_costs.nbytes + instance.edge_costs.nbytes
         floor, trivial = floor_seconds(instance), trivial_bound(instance)
-        bound, greedy = timed["lower_bound"][0], timed["greedy"][0].objective
+        bound, greedy = timed["lower_bound"].result, timed["greedy"].result.objective
         print(
             f"\n{name}: K = {len(instance.node_costs)}, input {size / 2**20:.1f} MiB, read once "
             f"in {floor * 1e3:.2f} ms; trivial bound {trivial:.1f}, bound {bound:.1f}\n"
@@ -98,13 +99,18 @@ def table(report, options):
             f"{'removed %':>11}{'PQ':>7}"
         )
         for method in methods:
-            result, seconds, spread = timed[method]
+            result, seconds, spread = (
+                timed[method].result,
+                timed[method].seconds,
+                timed[method].spread,
+            )
             memory = peak_extra(partial(method_call, method), instance) if options.memory else None
             row = {"instance": name, "method": method, "ms": seconds * 1e3, "spread": spread * 1e3}
             row |= {"memory": memory, "input": size, "floor_ms": floor * 1e3}
+            row["turns_ms"] = (timed[method].turns * 1e3).tolist()
             if method == "lower_bound":
                 row["objective"] = bound
-                best = min(timed[m][0].objective for m in METHODS)
+                best = min(timed[m].result.objective for m in METHODS)
                 row["closed"] = (bound - trivial) / (best - trivial)
                 text = f"  closes {100 * row['closed']:.1f} % of the trivial bound's gap"
             else:
@@ -137,14 +143,17 @@ def _quality(instance, result, bound, greedy, trivial):
 def _table_bars(report, name, rows):
     fast, greedy, peer = rows["fast"], rows["greedy"], rows.get("mutex_watershed")
     if peer and "256x512_medium" in name:
-        ratio = peer["ms"] / fast["ms"]
-        report.bar(f"{name}: fast", f"1/{ratio:.1f} of mutex watershed", "1/20", ratio >= 20)
+        low, times, high = ratio(peer["turns_ms"], fast["turns_ms"])
+        shown = f"1/{times:.1f} of mutex watershed (1/{low:.1f} to 1/{high:.1f})"
+        report.bar(f"{name}: fast", shown, "1/20", times >= 20)
     if peer:
-        ratio = greedy["ms"] / peer["ms"]
-        report.bar(f"{name}: greedy", f"{ratio:.2f} x mutex watershed", "1.3 x", ratio <= 1.3)
+        low, times, high = ratio(greedy["turns_ms"], peer["turns_ms"])
+        shown = f"{times:.2f} x mutex watershed ({low:.2f} to {high:.2f})"
+        report.bar(f"{name}: greedy", shown, "1.3 x", times <= 1.3)
     if "160x160" in name:
-        ratio = greedy["ms"] / fast["ms"]
-        report.bar(f"{name}: fast", f"1/{ratio:.1f} of greedy", "1/6", ratio >= 6)
+        low, times, high = ratio(greedy["turns_ms"], fast["turns_ms"])
+        shown = f"1/{times:.1f} of greedy (1/{low:.1f} to 1/{high:.1f})"
+        report.bar(f"{name}: fast", shown, "1/6", times >= 6)
     if fast["memory"] is not None:
         share = fast["memory"] / fast["input"]
         report.bar(f"{name}: fast, extra memory", f"{share:.2f} x input", "1.5 x", share <= 1.5)
@@ -175,10 +184,12 @@ def scaling(report, options):
         share = peak_extra(partial(method_call, "fast"), instance) if options.memory else None
         size = instance.node_costs.nbytes + instance.edge_costs.nbytes
         row = {"pixels": height * width, "floor_ms": floor_seconds(instance) * 1e3}
-        row |= {m: timed[m][1] * 1e3 for m in methods} | {"memory_share": share and share / size}
+        row |= {m: timed[m].seconds * 1e3 for m in methods} | {
+            "memory_share": share and share / size
+        }
         rows.append(row)
         text = "  ".join(
-            f"{m} {timed[m][1] * 1e3:.2f} (+-{timed[m][2] * 1e3:.2f})" for m in methods
+            f"{m} {timed[m].seconds * 1e3:.2f} (+-{timed[m].spread * 1e3:.2f})" for m in methods
         )
         memory = "" if share is None else f"  extra memory of fast {share / size:.2f} x input"
         print(f"  {height}x{width}: {text}  floor {row['floor_ms']:.2f}{memory}", flush=True)
@@ -213,8 +224,8 @@ def threads(report, options):
     print(
         f"\nthreads: 8 images, throughput of 2 over 1 in each run: {np.round(ratios, 2).tolist()}"
     )
-    median = float(np.median(ratios))
-    shown = f"median {median:.2f} x on {os.cpu_count()} cores"
+    low, median, high = np.percentile(ratios, [25, 50, 75])
+    shown = f"{median:.2f} x ({low:.2f} to {high:.2f}) on {os.cpu_count()} cores"
     report.bar("2 threads", shown, "1.7 x", median >= 1.7)
     report.bar("results on 1 and 2 threads", "identical" if same else "differ", "identical", same)
 
@@ -236,13 +247,14 @@ def warm(report, options):
     }
     timed = measure(calls, options.repeats)
     print(f"\nwarm start: multiway cut on 128x256 with {len(lifted)} labels")
-    for name, (_, seconds, spread) in timed.items():
-        print(f"  {name:26}{seconds * 1e3:9.2f} ms +- {spread * 1e3:.2f}")
-    report.data["warm"] = {name: seconds * 1e3 for name, (_, seconds, _) in timed.items()}
-    same = np.array_equal(timed["warm, zero perturbation"][0].classes, settled.classes)
+    for name, one in timed.items():
+        print(f"  {name:26}{one.seconds * 1e3:9.2f} ms +- {one.spread * 1e3:.2f}")
+    report.data["warm"] = {name: one.seconds * 1e3 for name, one in timed.items()}
+    same = np.array_equal(timed["warm, zero perturbation"].result.classes, settled.classes)
     report.bar("zero perturbation", "identical" if same else "differs", "identical", same)
-    share = timed["warm, local perturbation"][1] / timed["cold"][1]
-    report.bar("local perturbation", f"{share:.2f} of a cold solve", "1/3", share <= 1 / 3)
+    low, share, high = ratio(timed["warm, local perturbation"].turns, timed["cold"].turns)
+    shown = f"{share:.2f} of a cold solve ({low:.2f} to {high:.2f})"
+    report.bar("local perturbation", shown, "1/3", share <= 1 / 3)
 
 
 def scenes(report, options):
@@ -325,9 +337,13 @@ def parse(arguments):
         nargs="+",
         metavar="KIND_HxW_LEVEL_SEED",
         default=["street_256x512_medium_0", "objects_160x160_medium_0"]
-        + (["city_256x512_medium_0", "coco_160x160_medium_1"] if shared else []),
+        + (
+            ["city_256x512_medium_0", "coco_160x160_medium_0", "coco_160x160_medium_1"]
+            if shared
+            else []
+        ),
     )
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument(
         "--peers",
         choices=["none", "quick", "all"],

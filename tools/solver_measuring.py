@@ -5,24 +5,47 @@ import tempfile
 import time
 from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from solver_instances import Instance, make_instance
 
 
+class Timed(NamedTuple):
+    """A function's result and its CPU seconds in each turn."""
+
+    result: object
+    turns: np.ndarray
+
+    @property
+    def seconds(self):
+        """The median."""
+        return float(np.median(self.turns))
+
+    @property
+    def spread(self):
+        """Half the distance between the quartiles."""
+        low, high = np.percentile(self.turns, [25, 75])
+        return float(high - low) / 2
+
+
 def measure(functions, repeats):
-    """Run the functions in turns; return {name: (result, median, half quartile distance)}."""
+    """Run the functions in turns; return {name: Timed}."""
     results, seconds = {}, {name: [] for name in functions}
     for _ in range(repeats):
         for name, function in functions.items():
             start = time.thread_time()
             results[name] = function()
             seconds[name].append(time.thread_time() - start)
-    summary = {}
-    for name, values in seconds.items():
-        low, median, high = np.percentile(values, [25, 50, 75])
-        summary[name] = results[name], float(median), float(high - low) / 2
-    return summary
+    return {name: Timed(results[name], np.array(seconds[name])) for name in functions}
+
+
+def ratio(one, other):
+    """Quartiles of the ratio of two functions' times, turn by turn.
+
+    What slows the machine for a while slows both.
+    """
+    return np.percentile(np.divide(one, other), [25, 50, 75])
 
 
 def peak_extra(make_call, instance):
@@ -68,7 +91,7 @@ def _status(key):
 def floor_seconds(instance):
     """Time to read all costs once on one core: the least that any solver needs."""
     arrays = [a.ravel().view(np.int32) for a in (instance.node_costs, instance.edge_costs)]
-    return measure({"read": lambda: [np.bitwise_or.reduce(a) for a in arrays]}, 9)["read"][1]
+    return measure({"read": lambda: [np.bitwise_or.reduce(a) for a in arrays]}, 9)["read"].seconds
 
 
 def trivial_bound(instance):
