@@ -7,8 +7,8 @@
 Times are CPU seconds of the calling thread: the median of --repeats turns, and half the distance
 between the quartiles. Ratios are medians of those of each turn, with their quartiles. "removed" is
 the share of Algorithm 2's excess over the trivial bound (every node its cheapest class, every
-repulsive edge cut) that a method removes; "gap" is the certified distance to the optimum, in percent
-of the objective. The peers are optional.
+repulsive edge cut) that a method removes; "gap" is the certified distance to the optimum, in
+percent of the objective. The peers are optional.
 """
 
 import argparse
