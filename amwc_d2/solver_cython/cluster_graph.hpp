@@ -17,7 +17,11 @@ public:
     int K = 0;
     std::vector<uint32_t> size;  // pixels of a thing cluster
 
-    // Calls f(p, length) for every run of pixels in a row of a thing cluster.
+    // The runs of pixels in a row of a thing cluster c: those from begin(c) on and before begin(c + 1).
+    uint32_t begin(size_t c) const { return begin_[c]; }
+    const Run& run(uint32_t r) const { return runs_[r]; }
+
+    // Calls f(p, length) for every one of them.
     template <class F>
     void for_each_run(uint32_t c, F f) const {
         for (uint32_t r = begin_[c]; r < begin_[c + 1]; r++) f(runs_[r].start, runs_[r].length);

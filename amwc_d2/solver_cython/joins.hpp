@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "adjacency.hpp"
@@ -30,6 +31,7 @@ public:
         version_.assign(n, 0);
         offered_.assign(n, 0.0);
         if (sums_.size() < n) sums_.resize(n);
+        lowest_.resize(graph_.begin(n));
         own_.assign(n, 0.0);
         saving_.assign(n, 0.0);
         heap_.clear();
@@ -67,6 +69,7 @@ public:
 
 private:
     static constexpr uint32_t kEnd = 0xffffffffu;
+    static constexpr double kAny = std::numeric_limits<double>::infinity();
     struct Offer {
         double gain;
         uint32_t a, version;
@@ -86,6 +89,7 @@ private:
     std::vector<uint32_t> into_, next_, last_, version_, touched_;  // next_: chain of the joined
     std::vector<std::vector<ClassSum>> sums_;
     std::vector<double> own_, saving_;  // cost of the cluster's class; what free choice would save
+    std::vector<double> lowest_;        // costs of free choice of every run
     std::vector<double> offered_;  // the offer of each cluster that counts, or 0
     std::vector<Offer> heap_;
 
@@ -103,21 +107,30 @@ private:
         votes_.resize(grid_->K);
         votes_.clear();
         double lowest = 0;
-        graph_.for_each_member(c, [&](uint32_t p) {
-            votes_.add(l.cheapest[p], 1);
-            lowest += grid_->cost(p, l.cheapest[p]);
-        });
+        for (uint32_t r = graph_.begin(c); r < graph_.begin(c + 1); r++) {
+            const double before = lowest;
+            const Run& run = graph_.run(r);
+            for (uint32_t p = run.start; p < run.start + run.length; p++) {
+                votes_.add(l.cheapest[p], 1);
+                lowest += grid_->cost(p, l.cheapest[p]);
+            }
+            lowest_[r] = lowest - before;
+        }
         int32_t& k = l.class_of[c];
         int32_t popular = k;
         for (int32_t v : votes_)
             if (l.thing[v] && votes_[v] > votes_[popular]) popular = v;
-        const bool changes = sum(c, popular) < sum(c, k);
+        own_[c] = lowest;  // saving nothing, until its class is known
+        double own = sum(c, k, kAny);
+        const double other = sum(c, popular, own);
+        const bool changes = other < own;
         if (changes) {
             k = popular;
+            own = other;
             graph_.for_each_member(c, [&](uint32_t p) { moves.changed(p); });
         }
-        own_[c] = sum(c, k);
-        saving_[c] = own_[c] - lowest;
+        own_[c] = own;
+        saving_[c] = own - lowest;
         return changes;
     }
 
@@ -133,23 +146,31 @@ private:
         return l.class_of[c] != before;
     }
 
-    double sum(uint32_t c, int32_t k) {
+    // The costs of class k in cluster c, kept while it is; or, as soon as they are known to reach a
+    // limit, a number between the two.
+    double sum(uint32_t c, int32_t k, double limit) {
         for (const ClassSum& known : sums_[c])
             if (known.k == k) return known.value;
         DoubleSum total;
+        double rest = own_[c] - saving_[c];  // of free choice, in the runs to come
         const float* cost = grid_->node + size_t(k) * grid_->pixels();
         for (uint32_t part = c; part != kEnd; part = next_[part])
-            graph_.for_each_run(part, [&](uint32_t p, uint32_t n) { total.add(cost + p, n); });
+            for (uint32_t r = graph_.begin(part); r < graph_.begin(part + 1); r++) {
+                total.add(cost + graph_.run(r).start, graph_.run(r).length);
+                rest -= lowest_[r];
+                if (total.value() + rest >= limit) return total.value() + rest;
+            }
         sums_[c].push_back({k, total.value()});
         return total.value();
     }
 
-    // The cheaper of the classes of a and b for both together.
-    double joint(const Labelling& l, uint32_t a, uint32_t b, int32_t& k) {
+    // The cheaper of the classes of a and b for both together, and its costs, if below a limit.
+    double joint(const Labelling& l, uint32_t a, uint32_t b, int32_t& k, double limit) {
         const int32_t ka = l.class_of[a], kb = l.class_of[b];
         k = std::min(ka, kb);
         if (ka == kb) return own_[a] + own_[b];
-        const double with_a = own_[a] + sum(b, ka), with_b = own_[b] + sum(a, kb);
+        const double with_a = own_[a] + sum(b, ka, limit - own_[a]);
+        const double with_b = own_[b] + sum(a, kb, limit - own_[b]);
         k = with_a < with_b ? ka : with_b < with_a ? kb : k;
         return std::min(with_a, with_b);
     }
@@ -157,10 +178,13 @@ private:
     // What joining thing cluster a with b gains along edges of weight w in all, if more than a limit.
     double gain(const Labelling& l, uint32_t a, uint32_t b, double w, double limit) {
         if (b < uint32_t(grid_->K))
-            return w + saving_[a] > limit ? w + own_[a] - sum(a, int32_t(b)) : limit;
+            return w + saving_[a] > limit
+                       ? w + own_[a] - sum(a, int32_t(b), w + own_[a] - limit)
+                       : limit;
         if (w <= limit || !large(b)) return limit;
         int32_t k;
-        return w + own_[a] + own_[b] - joint(l, a, b, k);
+        const double apart = w + own_[a] + own_[b];
+        return apart - joint(l, a, b, k, apart - limit);
     }
 
     // Best partner of thing cluster a.
@@ -194,7 +218,7 @@ private:
         if (!stuff && adjacency_.lists[b].size < adjacency_.lists[a].size) std::swap(a, b);
         if (!stuff) {
             int32_t k;
-            const double cost = joint(l, a, b, k);
+            const double cost = joint(l, a, b, k, kAny);
             saving_[b] = saving_[a] + saving_[b] + cost - own_[a] - own_[b];
             own_[b] = cost;
             l.class_of[b] = k;
