@@ -209,7 +209,7 @@ def scaling(report, options):
 
 def threads(report, options):
     """Throughput of a batch on 1 and 2 threads, in wall time."""
-    batch = [make_instance("street", 256, 512, seed, "medium") for seed in range(8)]
+    batch = [make_instance("street", 256, 512, seed, "medium") for seed in range(16)]
     arguments = [b.node_costs for b in batch], [b.edge_costs for b in batch], *batch[0][2:4]
     ratios = []
     for _ in range(max(3, options.repeats)):
@@ -222,7 +222,7 @@ def threads(report, options):
     same = all(np.array_equal(a.segments, b.segments) for a, b in zip(*solutions.values()))
     report.data["threads"] = {"ratios": ratios, "identical": same}
     print(
-        f"\nthreads: 8 images, throughput of 2 over 1 in each run: {np.round(ratios, 2).tolist()}"
+        f"\nthreads: {len(batch)} images, throughput of 2 over 1 in each run: {np.round(ratios, 2).tolist()}"
     )
     low, median, high = np.percentile(ratios, [25, 50, 75])
     shown = f"{median:.2f} x ({low:.2f} to {high:.2f}) on {os.cpu_count()} cores"
