@@ -221,9 +221,8 @@ def threads(report, options):
         ratios.append(wall[1] / wall[2])
     same = all(np.array_equal(a.segments, b.segments) for a, b in zip(*solutions.values()))
     report.data["threads"] = {"ratios": ratios, "identical": same}
-    print(
-        f"\nthreads: {len(batch)} images, throughput of 2 over 1 in each run: {np.round(ratios, 2).tolist()}"
-    )
+    runs = np.round(ratios, 2).tolist()
+    print(f"\nthreads: {len(batch)} images, throughput of 2 over 1 in each run: {runs}")
     low, median, high = np.percentile(ratios, [25, 50, 75])
     shown = f"{median:.2f} x ({low:.2f} to {high:.2f}) on {os.cpu_count()} cores"
     report.bar("2 threads", shown, "1.7 x", median >= 1.7)
