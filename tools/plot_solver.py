@@ -109,8 +109,9 @@ def tradeoff(rows, path):
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_minor_formatter(NullFormatter())
     panels[0, 0].set_ylabel("certified gap, % of the objective")
-    panels[0, -1].legend(fontsize=7)
-    figure.tight_layout()
+    shown = dict(zip(*panels[0, -1].get_legend_handles_labels()[::-1]))
+    figure.legend(shown.values(), shown.keys(), loc="lower center", ncol=len(shown), fontsize=8)
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
     save(figure, path)
 
 
