@@ -99,22 +99,18 @@ def table(report, options):
             f"{'removed %':>11}{'PQ':>7}"
         )
         for method in methods:
-            result, seconds, spread = (
-                timed[method].result,
-                timed[method].seconds,
-                timed[method].spread,
-            )
+            one = timed[method]
             memory = peak_extra(partial(method_call, method), instance) if options.memory else None
-            row = {"instance": name, "method": method, "ms": seconds * 1e3, "spread": spread * 1e3}
+            row = {"instance": name, "method": method, "ms": one.seconds * 1e3}
             row |= {"memory": memory, "input": size, "floor_ms": floor * 1e3}
-            row["turns_ms"] = (timed[method].turns * 1e3).tolist()
+            row |= {"spread": one.spread * 1e3, "turns_ms": (one.turns * 1e3).tolist()}
             if method == "lower_bound":
                 row["objective"] = bound
                 best = min(timed[m].result.objective for m in METHODS)
                 row["closed"] = (bound - trivial) / (best - trivial)
                 text = f"  closes {100 * row['closed']:.1f} % of the trivial bound's gap"
             else:
-                row |= _quality(instance, result, bound, greedy, trivial)
+                row |= _quality(instance, one.result, bound, greedy, trivial)
                 text = f"{row['gap']:8.3f}{row['removed']:11.2f}{row['pq']:7.3f}"
             rows.append(row)
             shown = "-" if memory is None else f"{memory / 2**20:.1f}"

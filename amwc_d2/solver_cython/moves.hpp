@@ -196,18 +196,15 @@ private:
     // Moves p to the cluster where it is worth most, if that is not its own.
     bool evaluate(const Grid& g, uint32_t p) {
         const int32_t from = z_[p], home = home_[cheapest_[p]];
-        const auto cost = [&](int32_t k) { return g.node + size_t(k) * g.pixels() + p; };
-        __builtin_prefetch(cost(class_of_[from]));
-        g.for_each_beside(p, [&](uint32_t q) { __builtin_prefetch(cost(class_of_[z_[q]])); });
         const Place place = look(g, p);
-        const float stay = pull_of(from, 0).sum - *cost(class_of_[from]);
-        const float lowest = *cost(cheapest_[p]);
+        const float stay = pull_of(from, 0).sum - g.cost(p, class_of_[from]);
+        const float lowest = g.cost(p, cheapest_[p]);
         float best = -std::numeric_limits<float>::infinity(), second = best;
         int32_t to = from;
         // Costs of other classes lie far apart in memory: those that cannot matter are not read.
         const auto consider = [&](int32_t c, float pull) {
             if (pull - lowest < std::max(second, std::min(best, stay))) return;
-            const float value = pull - *cost(class_of_[c]);
+            const float value = pull - g.cost(p, class_of_[c]);
             if (value > best || (value == best && c < to)) {
                 second = best;
                 best = value;
