@@ -22,7 +22,8 @@ public:
         const size_t n = g.pixels(), width = size_t(g.W);
         const size_t chunk = std::max(kChunk / width * width, std::min(kChunk, width));
         label.resize(n);
-        best_.resize(chunk);
+        lowest_.resize(chunk);
+        group_.resize(chunk);
         Float4 sum = splat(0.0f);
         for (size_t start = 0; start < n;) {
             size_t count = std::min(chunk, n - start);
@@ -32,12 +33,13 @@ public:
             else if (start < width) std::fill_n(k, count, 0);
             else for (size_t i = 0; i < count; i += width)
                 std::copy_n(k - width, std::min(width, count - i), k + i);
-            for (size_t i = 0; i < count; i++) best_[i] = g.node[size_t(k[i]) * n + start + i];
+            for (size_t i = 0; i < count; i++) lowest_[i] = g.node[size_t(k[i]) * n + start + i];
+            std::fill_n(group_.begin(), count, -1);
             for (int first = 0; first < g.K; first += kGroup) {
-                const float* cost = g.node + first * n + start;
-                if (first + kGroup <= g.K) sum += look(cost, n, kGroup, first, count, k);
-                else sum += look(cost, n, g.K - first, first, count, k);
+                if (first + kGroup <= g.K) sum += look(g, start, count, first, kGroup);
+                else sum += look(g, start, count, first, g.K - first);
             }
+            for (size_t i = 0; i < count; i += 16) name(g, start, i, count);
             start += count;
         }
         // A sum of finite costs may still overflow.
@@ -59,48 +61,78 @@ public:
     }
 
 private:
-    static constexpr size_t kChunk = 1024;  // pixels whose minimum stays in the cache
-    static constexpr int kGroup = 8;
-    std::vector<float> best_;
+    static constexpr size_t kChunk = 1024;  // pixels whose lowest costs stay in the cache
+    // Where planes of costs are a multiple of 4 KiB apart, a pixel's costs of all classes compete for
+    // one set of a cache, which mostly has 8 lines: these, and one for the lowest.
+    static constexpr int kGroup = 7;
+    std::vector<float> lowest_;
+    std::vector<int32_t> group_;  // the first class of the group that has the lowest cost, or -1: the guess
 
-    // Looks at some classes of a chunk: only where one is cheaper it is asked which. Returns the sum of
-    // their costs. Inlined twice, once with a constant number of classes.
-    inline __attribute__((always_inline)) Float4 look(const float* cost, size_t n, int classes,
-                                                      int first, size_t count, int32_t* k) {
-        float* const best = best_.data();
+    // Looks at a group of classes in a chunk of pixels. Returns the sum of their costs. Inlined twice,
+    // once with a constant number of classes.
+    inline __attribute__((always_inline)) Float4 look(const Grid& g, size_t start, size_t count,
+                                                      int first, int classes) {
+        const float* cost = g.node + size_t(first) * g.pixels() + start;
+        const int next = std::min(classes, g.K - first - classes);
         Float4 sum = splat(0.0f);
         size_t p = 0;
-        for (; p + 4 <= count; p += 4) {
-            Float4 lowest = load(best + p), least = lowest, part = splat(0.0f);
-            const float* v = cost + p;
-            int j = 0;
-            for (; j + 4 <= classes; j += 4, v += 4 * n) {
-                const Float4 a = load(v), b = load(v + n), c = load(v + 2 * n), d = load(v + 3 * n);
-                part += (a + b) + (c + d);
-                least = lower(least, lower(lower(a, b), lower(c, d)));
-            }
-            for (; j < classes; j++, v += n) {
-                part += load(v);
-                least = lower(load(v), least);
-            }
-            sum += part;
-            if (!any(least < lowest)) continue;
-            Int4 index = load(k + p);
-            v = cost + p;
-            for (j = 0; j < classes; j++, v += n) {
-                index = select(load(v) < lowest, splat(int32_t(first + j)), index);
-                lowest = lower(load(v), lowest);
-            }
-            store(best + p, lowest);
-            store(k + p, index);
+        for (; p + 16 <= count; p += 16) {
+            for (int j = 0; j < next; j++)
+                __builtin_prefetch(cost + p + size_t(classes + j) * g.pixels(), 0, 2);
+            sum += look<4>(cost + p, g.pixels(), classes, first, p);
         }
+        for (; p + 4 <= count; p += 4) sum += look<1>(cost + p, g.pixels(), classes, first, p);
         for (; p < count; p++)
             for (int j = 0; j < classes; j++) {
-                const float v = cost[j * n + p];
+                const float v = cost[p + j * g.pixels()];
                 sum[0] += v;
-                if (v < best[p]) best[p] = v, k[p] = first + j;
+                if (v < lowest_[p]) lowest_[p] = v, group_[p] = first;
             }
         return sum;
+    }
+
+    template <int N>
+    inline __attribute__((always_inline)) Float4 look(const float* v, size_t n, int classes,
+                                                      int first, size_t p) {
+        Float4 least[N], part[N], sum = splat(0.0f);
+        for (int i = 0; i < N; i++) least[i] = part[i] = load(v + 4 * i);
+        for (int j = 1; j < classes; j++)
+            for (int i = 0; i < N; i++) {
+                const Float4 a = load(v + j * n + 4 * i);
+                part[i] += a;
+                least[i] = lower(a, least[i]);
+            }
+        for (int i = 0; i < N; i++) {
+            float* lowest = &lowest_[p + 4 * i];
+            int32_t* group = &group_[p + 4 * i];
+            store(group, select(least[i] < load(lowest), splat(first), load(group)));
+            store(lowest, lower(least[i], load(lowest)));
+            sum += part[i];
+        }
+        return sum;
+    }
+
+    // Finds the classes of up to 16 pixels where the guess was not the cheapest.
+    void name(const Grid& g, size_t start, size_t i, size_t count) {
+        unsigned cheaper = 0;
+        if (i + 16 <= count) {
+            for (int j = 0; j < 16; j += 4) cheaper |= (15 & ~negative(load(&group_[i + j]))) << j;
+        } else {
+            for (size_t j = 0; i + j < count; j++) cheaper |= unsigned(group_[i + j] >= 0) << j;
+        }
+        for (; cheaper; cheaper &= cheaper - 1) {
+            const size_t p = i + size_t(__builtin_ctz(cheaper));
+            const int first = group_[p];
+            const float* cost = g.node + size_t(first) * g.pixels() + start + p;
+            unsigned equal = 0;
+            if (first + kGroup <= g.K)  // without a branch for each
+                for (int j = 0; j < kGroup; j++)
+                    equal |= unsigned(cost[j * g.pixels()] == lowest_[p]) << j;
+            else
+                for (int j = 0; j < g.K - first; j++)
+                    equal |= unsigned(cost[j * g.pixels()] == lowest_[p]) << j;
+            label[start + p] = first + __builtin_ctz(equal);
+        }
     }
 };
 

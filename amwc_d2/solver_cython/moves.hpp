@@ -39,7 +39,8 @@ public:
         home_ = home;
         epsilon_ = l.epsilon;
         thorough_ = thorough;
-        slack_.resize(g.pixels());
+        slack_.assign(g.pixels(), 0.0f);
+        term_.resize(g.W);
         stale_.clear();
         changes.start(g.pixels());
         arcs_.build(g);
@@ -53,10 +54,12 @@ public:
     // rows see the moves of earlier ones, and their own bounds are computed after them.
     size_t first_sweep(const Grid& g) {
         size_t moves = 0;
+        ahead_ = Int4{0, -1, 0, -1};
         for (int y = 0; y < g.H; y++) {
             bound(g, y);
             moves += sweep(g, uint32_t(y) * g.W, uint32_t(y + 1) * g.W);
         }
+        ahead_ = splat(0);
         return moves;
     }
 
@@ -119,10 +122,11 @@ private:
     const int32_t *class_of_ = nullptr, *cheapest_ = nullptr, *home_ = nullptr;
     float epsilon_ = 0;
     bool thorough_ = false;
-    std::vector<float> slack_;
+    std::vector<float> slack_, term_;
     std::vector<uint32_t> stale_;  // nodes whose slack is to be bounded anew
     std::vector<uint8_t> awake_;   // blocks of nodes that may hold a negative slack
     Arcs arcs_;
+    Int4 ahead_ = splat(0);  // neighbours whose slack is still the first bound
 
     // The node looked at: for each distance the clusters of its four neighbours (-1 where there is
     // none) and the weights to them.
@@ -158,7 +162,7 @@ private:
             awake_[q / kBlock] = 1;
         };
         for (size_t d = 0; d < pull_.size(); d++) {
-            const Float4 drop = spent(label_[d], from4, to4, pull_[d]);
+            const Float4 w = pull_[d], drop = spent(label_[d], from4, to4, w) - keep(ahead_ & ~(label_[d] == from4), higher(w, -w));
             const Arcs::Arc *h = place.column.arcs + 2 * d, *v = place.row.arcs + 2 * d;
             lower_slack(h[0], drop[0]);
             lower_slack(h[1], drop[1]);
@@ -291,44 +295,42 @@ private:
         awake_[p / kBlock] = 1;
     }
 
-    // The first bound of a row.
+    // The first bound of a row. Its edges are counted for both their ends, those up by the rows above.
     void bound(const Grid& g, int y) {
         const uint32_t row = uint32_t(y) * g.W;
-        for (int x = 0; x < g.W;) {
-            const int end = arcs_.zone_end(x);
-            const Place place{arcs_.of_column(x), arcs_.of_row(y)};
-            for (; x + 16 <= end; x += 16) bound<4>(g, row + x, place);
-            for (; x + 4 <= end; x += 4) bound<1>(g, row + x, place);
-            for (; x < end; x++) bound_one(g, row + x);
+        const int32_t* z = z_ + row;
+        float *const s = &slack_[row], *const term = term_.data();
+        for (int d = 0; d < g.D; d++) {
+            const int step = g.dist[d];
+            if (step < g.W) {
+                bound(z, z + step, g.layer(d, 0) + row, g.W - step, s, term);
+                for (int x = 0; x < g.W - step; x++) s[x + step] += term[x];
+            }
+            if (y + step < g.H) {
+                const size_t down = size_t(step) * g.W;
+                bound(z, z + down, g.layer(d, 1) + row, g.W, s, term);
+                for (int x = 0; x < g.W; x++) s[x + down] += term[x];
+            }
         }
+        for (int x = 0; x < g.W; x++) saved(g, row + x);
     }
 
-    template <int N>
-    void bound(const Grid& g, uint32_t p, Place place) {
-        Float4 s[N];
-        Int4 own[N];
-        for (int i = 0; i < N; i++) {
-            s[i] = splat(0.0f);
-            own[i] = load(z_ + p + 4 * i);
+    // Bounds a row of edges between a and b: adds to the slack of one end, and writes what is added.
+    static void bound(const int32_t* a, const int32_t* b, const float* w, int count, float* s, float* term) {
+        int x = 0;
+        for (; x + 4 <= count; x += 4) {
+            const Float4 t = bound(load(a + x), load(b + x), load(w + x));
+            store(term + x, t);
+            store(s + x, load(s + x) + t);
         }
-        for (const Arcs::Zone& zone : {place.column, place.row})
-            for (int j = 0; j < 2 * g.D; j++) {
-                const Arcs::Arc& a = zone.arcs[j];
-                if (!a.node) continue;
-                const int32_t* z = z_ + p + a.node;
-                const float* w = g.edge + (ptrdiff_t(p) + a.edge);
-                for (int i = 0; i < N; i++)
-                    s[i] += bound(own[i], load(z + 4 * i), load(w + 4 * i));
-            }
-        for (int i = 0; i < N; i++) store(&slack_[p + 4 * i], s[i]);
-        for (int i = 0; i < 4 * N; i++) saved(g, p + i);
+        for (; x < count; x++) s[x] += term[x] = bound(a[x], b[x], w[x]);
     }
 
     // What an edge adds to the slack: w where z and zq agree, -max(w, 0) elsewhere.
     static Float4 bound(Int4 z, Int4 zq, Float4 w) {
         return select(z == zq, w, lower(-w, splat(0.0f)));
     }
-    static float bound(int32_t z, int32_t zq, float w) { return z == zq ? w : w > 0 ? -w : 0.0f; }
+    static float bound(int32_t z, int32_t zq, float w) { return z == zq ? w : std::min(-w, 0.0f); }
 };
 
 }  // namespace amwc
