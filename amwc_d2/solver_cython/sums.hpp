@@ -1,7 +1,6 @@
 // Sums by cluster.
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -10,41 +9,53 @@
 
 namespace amwc {
 
-// Sums by cluster id that are cleared in O(1). Each has four lanes: additions in turn to one and the
-// same wait for each other, and neighbours mostly are of one cluster.
+// Sums by cluster id. Each has four lanes: additions in turn to one and the same wait for each other,
+// and neighbours mostly are of one cluster.
 class Sums {
 public:
     // Room for ids below n.
     void resize(size_t n) {
-        if (tick_of_.size() < n) {
-            cells_.resize(4 * n);
-            tick_of_.resize(n, 0);
-        }
+        if (known_.size() >= n) return;
+        cells_.resize(4 * n, 0.0f);
+        known_.resize(n, 0);
+        seen_.resize(n + 1);
     }
     void clear() {
-        seen_.clear();
-        if (++tick_ == 0) {
-            std::fill(tick_of_.begin(), tick_of_.end(), 0u);
-            tick_ = 1;
+        for (int32_t id : *this) {
+            known_[size_t(id)] = 0;
+            store(&cells_[4 * size_t(id)], splat(0.0f));
         }
+        count_ = 0;
     }
     void add(int32_t id, float w) {
-        if (__builtin_expect(tick_of_[size_t(id)] != tick_, 0)) start(id);
+        see(id);
         cells_[4 * size_t(id)] += w;
     }
     // Adds weights to the sums of their ids.
     void add(const int32_t* ids, const float* w, int count) {
-        const uint32_t *const tick_of = tick_of_.data(), tick = tick_;
         float* const cells = cells_.data();
-        const auto step = [&](int i, int lane) {
-            const size_t id = size_t(ids[i]);
-            if (__builtin_expect(tick_of[id] != tick, 0)) start(int32_t(id));
-            cells[4 * id + lane] += w[i];
-        };
-        int i = 0;
-        for (; i + 4 <= count; i += 4)
-            for (int lane = 0; lane < 4; lane++) step(i + lane, lane);
-        for (int lane = 0; i < count; i++) step(i, lane++);
+        int32_t* const seen = seen_.data();
+        uint8_t* const known = known_.data();
+        size_t n = count_;
+        // In short runs it cannot be foretold which ids are new; in long ones few are.
+        if (count < 8)
+            for (int i = 0; i < count; i++) {
+                const size_t id = size_t(ids[i]);
+                seen[n] = ids[i];
+                n += 1u - known[id];
+                known[id] = 1;
+                cells[4 * id + (i & 3)] += w[i];
+            }
+        else
+            for (int i = 0; i < count; i++) {
+                const size_t id = size_t(ids[i]);
+                if (!known[id]) {
+                    seen[n++] = ids[i];
+                    known[id] = 1;
+                }
+                cells[4 * id + (i & 3)] += w[i];
+            }
+        count_ = n;
     }
     // The same for four rows of four, stride apart.
     void add_square(const int32_t* ids, const float* w, size_t stride) {
@@ -55,30 +66,27 @@ public:
             for (int i = 0; i < 4; i++) add(ids + i * stride, w + i * stride, 4);
             return;
         }
-        const size_t id = size_t(*ids);
-        if (__builtin_expect(tick_of_[id] != tick_, 0)) start(*ids);
-        Float4 sum = load(&cells_[4 * id]);
+        see(*ids);
+        float* const cell = &cells_[4 * size_t(*ids)];
+        Float4 sum = load(cell);
         for (int i = 0; i < 4; i++) sum += load(w + i * stride);
-        store(&cells_[4 * id], sum);
+        store(cell, sum);
     }
-    float operator[](int32_t id) const {
-        if (tick_of_[size_t(id)] != tick_) return 0;
-        return total(load(&cells_[4 * size_t(id)]));
-    }
+    float operator[](int32_t id) const { return total(load(&cells_[4 * size_t(id)])); }
     // The ids added to, in order.
     const int32_t* begin() const { return seen_.data(); }
-    const int32_t* end() const { return seen_.data() + seen_.size(); }
+    const int32_t* end() const { return seen_.data() + count_; }
 
 private:
-    std::vector<float> cells_;  // four lanes an id
-    std::vector<uint32_t> tick_of_;
+    std::vector<float> cells_;    // four lanes an id, zero but for the ids seen
+    std::vector<uint8_t> known_;  // whether an id is among those seen
     std::vector<int32_t> seen_;
-    uint32_t tick_ = 0;
+    size_t count_ = 0;
 
-    __attribute__((noinline)) void start(int32_t id) {
-        tick_of_[size_t(id)] = tick_;
-        store(&cells_[4 * size_t(id)], splat(0.0f));
-        seen_.push_back(id);
+    void see(int32_t id) {
+        seen_[count_] = id;
+        count_ += 1u - known_[size_t(id)];
+        known_[size_t(id)] = 1;
     }
 };
 
