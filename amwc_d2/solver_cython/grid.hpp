@@ -87,20 +87,22 @@ struct Grid {
     }
 
     // Calls f(q, weights, count) for every run of edges that join successive pixels of the run of
-    // pixels p + i, i < length, in a row, to q, q + 1, ..., in a fixed order; of the edges up and
-    // left for those of at most this length only.
+    // pixels p + i, i < length, in a row, to q, q + 1, ..., in a fixed order, but for those that join
+    // two pixels of the run; of the edges up and left for those of at most this length only.
     template <class F>
     void for_each_run_of_neighbours(uint32_t p, int length, F f,
                                     int longest_back = kAnyLength) const {
         const int y = int(p / uint32_t(W)), x = int(p % uint32_t(W));
         const size_t n = pixels();
         for (int d = 0; d < D; d++) {
-            const int step = dist[d], skip = std::max(0, step - x);
+            const int step = dist[d];
             const float *right = layer(d, 0) + p, *down = right + n;
             const size_t shift = size_t(step) * W;
             const bool back = step <= longest_back;
-            if (back && skip < length) f(p + skip - step, right + skip - step, length - skip);
-            if (x + step < W) f(p + step, right, std::min(length, W - step - x));
+            int first = std::max(0, step - x), last = std::min(length, step);
+            if (back && first < last) f(p + first - step, right + first - step, last - first);
+            first = std::max(0, length - step), last = std::min(length, W - step - x);
+            if (first < last) f(p + first + step, right + first, last - first);
             if (back && y >= step) f(uint32_t(p - shift), down - shift, length);
             if (y + step < H) f(uint32_t(p + shift), down, length);
         }
