@@ -44,16 +44,6 @@ public:
         return int(end);
     }
 
-    // Calls f(q, weight) for every edge at p, in a fixed order.
-    template <class F>
-    void for_each(const Grid& g, uint32_t p, F f) const {
-        const uint32_t width = uint32_t(g.W);
-        for (const Zone& zone : {of_column(int(p % width)), of_row(int(p / width))})
-            for (int i = 0; i < 2 * D_; i++)
-                if (zone.arcs[i].node)
-                    f(p + zone.arcs[i].node, g.edge[ptrdiff_t(p) + zone.arcs[i].edge]);
-    }
-
 private:
     int D_ = 0;
     std::vector<Arc> arcs_;

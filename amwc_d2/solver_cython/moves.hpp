@@ -129,32 +129,40 @@ private:
     Int4 ahead_ = splat(0);  // neighbours whose slack is still the first bound
 
     // The node looked at: for each distance the clusters of its four neighbours (-1 where there is
-    // none) and the weights to them.
+    // none) and the weights to them, and those clusters that are still to be dealt with.
     std::vector<Int4> label_, rest_;
     std::vector<Float4> pull_;
-    struct Place {
+    struct Look {
         Arcs::Zone column, row;
+        float own, others;  // pull of its own cluster, attraction to all others
     };
 
-    // Gathers the surroundings of p.
-    Place look(const Grid& g, uint32_t p) {
+    // Gathers the surroundings of p. Its own cluster is dealt with.
+    Look look(const Grid& g, uint32_t p) {
         const uint32_t width = uint32_t(g.W);
-        const Place place{arcs_.of_column(int(p % width)), arcs_.of_row(int(p / width))};
+        const Arcs::Zone column = arcs_.of_column(int(p % width)), row = arcs_.of_row(int(p / width));
         const int32_t* z = z_ + p;
         const float* e = g.edge + p;
-        for (int d = 0; d < g.D; d++) {
-            const Arcs::Arc *h = place.column.arcs + 2 * d, *v = place.row.arcs + 2 * d;
-            const Int4 missing = place.column.missing[d] | place.row.missing[d];
-            const Int4 label = {z[h[0].node], z[h[1].node], z[v[0].node], z[v[1].node]};
+        const Int4 from = splat(*z);
+        Int4 *const label = label_.data(), *const rest = rest_.data();
+        Float4 *const pull = pull_.data(), own = splat(0.0f), others = own;
+        for (int d = 0, D = g.D; d < D; d++) {
+            const Arcs::Arc *h = column.arcs + 2 * d, *v = row.arcs + 2 * d;
+            const Int4 missing = column.missing[d] | row.missing[d];
+            const Int4 there = {z[h[0].node], z[h[1].node], z[v[0].node], z[v[1].node]};
             const Float4 weight = {e[h[0].edge], e[h[1].edge], e[v[0].edge], e[v[1].edge]};
-            label_[d] = rest_[d] = label | missing;
-            pull_[d] = drop(missing, weight);
+            const Int4 done = missing | (there == from);
+            label[d] = there | missing;
+            rest[d] = there | done;
+            pull[d] = drop(missing, weight);
+            own += keep(done, pull[d]);
+            others += drop(done, higher(weight, splat(0.0f)));
         }
-        return place;
+        return {column, row, total(own), total(others)};
     }
 
     // Moves p, which was looked at, and lowers the slack of its neighbours.
-    void shift(uint32_t p, int32_t to, Place place) {
+    void shift(uint32_t p, int32_t to, const Look& place) {
         const Int4 from4 = splat(z_[p]), to4 = splat(to);
         const auto lower_slack = [&](const Arcs::Arc& a, float drop) {
             const uint32_t q = p + a.node;
@@ -183,16 +191,18 @@ private:
         float sum, attraction;  // of all edges, and of those that attract
     };
 
-    // The pull of a cluster, none of whose edges are of the first distances. They are then done with.
+    // The pull of a cluster, none of whose edges are of the first distances. It is then dealt with.
     Pull pull_of(int32_t c, size_t first) {
         const Int4 wanted = splat(c);
         Float4 sum = splat(0.0f), attraction = sum;
-        for (size_t d = first; d < rest_.size(); d++) {
-            const Int4 same = rest_[d] == wanted;
-            const Float4 w = keep(same, pull_[d]);
+        Int4* const rest = rest_.data();
+        const Float4* const pull = pull_.data();
+        for (size_t d = first, D = rest_.size(); d < D; d++) {
+            const Int4 same = rest[d] == wanted;
+            const Float4 w = keep(same, pull[d]);
             sum += w;
             attraction += higher(w, splat(0.0f));
-            rest_[d] |= same;
+            rest[d] |= same;
         }
         return {total(sum), total(attraction)};
     }
@@ -200,8 +210,8 @@ private:
     // Moves p to the cluster where it is worth most, if that is not its own.
     bool evaluate(const Grid& g, uint32_t p) {
         const int32_t from = z_[p], home = home_[cheapest_[p]];
-        const Place place = look(g, p);
-        const float stay = pull_of(from, 0).sum - g.cost(p, class_of_[from]);
+        const Look place = look(g, p);
+        const float stay = place.own - g.cost(p, class_of_[from]);
         const float lowest = g.cost(p, cheapest_[p]);
         float best = -std::numeric_limits<float>::infinity(), second = best;
         int32_t to = from;
@@ -218,10 +228,7 @@ private:
             }
         };
         // Nearest clusters first, until no other can attract p enough.
-        Float4 attraction = splat(0.0f);
-        for (size_t d = 0; d < rest_.size(); d++)
-            attraction += drop(rest_[d] < 0, higher(pull_[d], splat(0.0f)));
-        float others = total(attraction);
+        float others = place.others;
         bool at_home = home < 0 || home == from;
         for (size_t d = 0; d < rest_.size(); d++)
             while (const unsigned left = 15 & ~negative(rest_[d])) {
@@ -288,9 +295,8 @@ private:
     }
 
     void bound_one(const Grid& g, uint32_t p) {
-        float s = 0;
-        arcs_.for_each(g, p, [&](uint32_t q, float w) { s += bound(z_[p], z_[q], w); });
-        slack_[p] = s;
+        const Look place = look(g, p);
+        slack_[p] = place.own - place.others;
         saved(g, p);
         awake_[p / kBlock] = 1;
     }
