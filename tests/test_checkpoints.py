@@ -89,6 +89,19 @@ def test_a_release_can_be_evaluated_again(zoo, tmp_path):
     assert files == {p.name: p.read_bytes() for p in (zoo / NAME).iterdir() if p != path}
 
 
+def test_wrong_commands_are_refused_before_anything_is_lost(run, tmp_path, capsys):
+    for command, said in [
+        ([NAME, "--half"], "without a run"),
+        ([NAME, "--checkpoint", "model_final.pth"], "without a run"),
+        ([NAME, str(tmp_path)], "holds no model_final.pth"),
+        ([NAME, str(run), "--checkpoint", "model_9.pth"], "holds no model_9.pth"),
+    ]:
+        with pytest.raises(SystemExit):
+            tool.parse_args(command)
+        assert said in capsys.readouterr().err
+    assert tool.parse_args([NAME, str(run)]).checkpoint == "model_final.pth"
+
+
 def test_untrained(zoo):
     cfg = model_zoo.get_config(NAME, trained=False, root=zoo)
     assert cfg.MODEL.WEIGHTS == cfg.MODEL.AMWC.ORACLE == ""

@@ -31,17 +31,27 @@ COLUMNS = ("Name", "Status", "Dataset", "PQ", "PQ things", "PQ stuff", "SQ", "RQ
            "Solver ms", "MB", "Files")  # fmt: skip
 
 
-def parse_args():
+def parse_args(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("name", help="name of the release, such as toy_amwc_r18")
     parser.add_argument(
         "run", type=Path, nargs="?", help="OUTPUT_DIR of the training; none: evaluate NAME again"
     )
-    parser.add_argument("--checkpoint", default="model_final.pth", help="which file of the run")
+    parser.add_argument("--checkpoint", metavar="FILE", help="of the run; model_final.pth")
     parser.add_argument("--half", action="store_true", help="store matrices in half precision")
     parser.add_argument("--zoo", type=Path, default=model_zoo.REPOSITORY_ZOO, help="folder")
     parser.add_argument("--page", type=Path, default=REPOSITORY / "MODEL_ZOO.md")
-    return parser.parse_args()
+    args = parser.parse_args(arguments)
+    if args.run is None and (args.half or args.checkpoint):
+        parser.error(
+            "--half and --checkpoint say how a run is released; without a run, the release "
+            f"{args.name} is evaluated as it is. Add the run's OUTPUT_DIR, or leave them out."
+        )
+    args.checkpoint = args.checkpoint or "model_final.pth"
+    for file in () if args.run is None else (args.checkpoint, "config.yaml", "metrics.json"):
+        if not (args.run / file).is_file():
+            parser.error(f"{args.run} holds no {file}: expected the OUTPUT_DIR of a training")
+    return args
 
 
 def write_checkpoint(source, folder, half):

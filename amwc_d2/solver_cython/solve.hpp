@@ -148,7 +148,6 @@ public:
         // Repeats until nothing changes, so that the result is its own warm start.
         moves_.start(g, l, home_.data(), true);
         moves_.first_sweep(g);
-        regions_.run(g, l, moves_);
         for (size_t moved = 1, total = 0; moved && total < 64 * g.pixels(); total += moved) {
             moved = moves_.run(g, 64);
             moved += pieces_.run(g, l, moves_);
