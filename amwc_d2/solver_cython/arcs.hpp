@@ -36,14 +36,6 @@ public:
     Zone of_column(int x) const { return zone(column_[x]); }
     Zone of_row(int y) const { return zone(row_[y]); }
 
-    // The end of the zone of column x.
-    int zone_end(int x) const {
-        const size_t width = column_.size();
-        size_t end = size_t(x) + 1;
-        while (end < width && column_[end] == column_[x]) end++;
-        return int(end);
-    }
-
 private:
     int D_ = 0;
     std::vector<Arc> arcs_;

@@ -54,7 +54,7 @@ public:
     // rows see the moves of earlier ones, and their own bounds are computed after them.
     size_t first_sweep(const Grid& g) {
         size_t moves = 0;
-        ahead_ = Int4{0, -1, 0, -1};
+        ahead_ = Int4{0, -1, 0, -1};  // right and down
         for (int y = 0; y < g.H; y++) {
             bound(g, y);
             moves += sweep(g, uint32_t(y) * g.W, uint32_t(y + 1) * g.W);
@@ -99,10 +99,11 @@ public:
         g.for_each_run_of_neighbours(p, int(length), [&](uint32_t q, const float* w, int count) {
             int i = 0;
             for (; i + 4 <= count; i += 4) {
-                const Float4 drop = spent(load(z_ + q + i), from4, to4, load(w + i));
+                const Float4 drop = spent(load(z_ + q + i), from4, to4, load(w + i), splat(0));
                 store(&slack_[q + i], load(&slack_[q + i]) - drop);
             }
-            for (; i < count; i++) slack_[q + i] -= spent(splat(z_[q + i]), from4, to4, splat(w[i]))[0];
+            for (; i < count; i++)
+                slack_[q + i] -= spent(splat(z_[q + i]), from4, to4, splat(w[i]), splat(0))[0];
             for (uint32_t b = q / kBlock; b <= (q + count - 1) / kBlock; b++) awake_[b] = 1;
         });
         std::fill_n(z_ + p, length, to);
@@ -126,7 +127,7 @@ private:
     std::vector<uint32_t> stale_;  // nodes whose slack is to be bounded anew
     std::vector<uint8_t> awake_;   // blocks of nodes that may hold a negative slack
     Arcs arcs_;
-    Int4 ahead_ = splat(0);  // neighbours whose slack is still the first bound
+    Int4 ahead_ = splat(0);  // the neighbours whose slack is still the first bound
 
     // The node looked at: for each distance the clusters of its four neighbours (-1 where there is
     // none) and the weights to them, and those clusters that are still to be dealt with.
@@ -170,7 +171,7 @@ private:
             awake_[q / kBlock] = 1;
         };
         for (size_t d = 0; d < pull_.size(); d++) {
-            const Float4 w = pull_[d], drop = spent(label_[d], from4, to4, w) - keep(ahead_ & ~(label_[d] == from4), higher(w, -w));
+            const Float4 drop = spent(label_[d], from4, to4, pull_[d], ahead_);
             const Arcs::Arc *h = place.column.arcs + 2 * d, *v = place.row.arcs + 2 * d;
             lower_slack(h[0], drop[0]);
             lower_slack(h[1], drop[1]);
@@ -181,10 +182,11 @@ private:
         changes.add(p);
     }
 
-    // What nodes of clusters z may lose of their slack when a neighbour moves.
-    static Float4 spent(Int4 z, Int4 from, Int4 to, Float4 w) {
-        const Float4 up = higher(w, splat(0.0f)), down = higher(-w, splat(0.0f));
-        return select(z == to, down - w, select(z == from, w + up, up + down));
+    // What nodes of clusters z may lose of their slack when a neighbour moves. Those whose slack is
+    // the first bound lose nothing to attraction that passes from one other cluster to another.
+    static Float4 spent(Int4 z, Int4 from, Int4 to, Float4 w, Int4 first) {
+        const Float4 up = higher(w, splat(0.0f)), passed = drop(first, higher(w, -w));
+        return select(z == to, passed - up - w, select(z == from, up + w, passed));
     }
 
     struct Pull {
@@ -321,8 +323,9 @@ private:
         for (int x = 0; x < g.W; x++) saved(g, row + x);
     }
 
-    // Bounds a row of edges between a and b: adds to the slack of one end, and writes what is added.
-    static void bound(const int32_t* a, const int32_t* b, const float* w, int count, float* s, float* term) {
+    // Bounds a row of edges between a and b: adds to the slack of one end, and writes what it adds.
+    static void bound(const int32_t* a, const int32_t* b, const float* w, int count, float* s,
+                      float* term) {
         int x = 0;
         for (; x + 4 <= count; x += 4) {
             const Float4 t = bound(load(a + x), load(b + x), load(w + x));
