@@ -325,11 +325,12 @@ def _finite(value, node_costs):
     return value
 
 
-def _ints(name, array):
+def _ints(name, array, dtype=np.int64):
+    """Check for integers; dtype=None: as they are."""
     array = np.asarray(array)
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"{name}: expected integers, got {array.dtype}")
-    return np.ascontiguousarray(array, dtype=np.int64)
+    return np.ascontiguousarray(array, dtype)
 
 
 def _grid(node_costs, edge_costs, distances, finite=True):
@@ -386,7 +387,7 @@ def _partitionable(partitionable, k):
 
 
 def _labelling(name, labels, shape, k):
-    labels = _ints(name, labels)
+    labels = _ints(name, labels, None)
     if labels.shape != tuple(shape):
         raise ValueError(f"{name}: expected shape {tuple(shape)}, got {labels.shape}")
     low, high = int(labels.min()), int(labels.max())
@@ -394,7 +395,7 @@ def _labelling(name, labels, shape, k):
         raise ValueError(f"{name}: expected labels in [0, {k}), got [{low}, {high}]")
     if low < -(2**31) or high >= 2**31:
         raise ValueError(f"{name}: ids must fit 32 bits, got [{low}, {high}]")
-    return labels.astype(np.int32)
+    return np.ascontiguousarray(labels, np.int32)
 
 
 def _method(method):
