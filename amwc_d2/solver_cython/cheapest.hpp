@@ -23,7 +23,7 @@ public:
         const size_t chunk = std::max(kChunk / width * width, std::min(kChunk, width));
         label.resize(n);
         lowest_.resize(chunk);
-        group_.resize(chunk);
+        group_.resize(chunk + 16);
         Float4 sum = splat(0.0f);
         for (size_t start = 0; start < n;) {
             size_t count = std::min(chunk, n - start);
@@ -34,12 +34,12 @@ public:
             else for (size_t i = 0; i < count; i += width)
                 std::copy_n(k - width, std::min(width, count - i), k + i);
             for (size_t i = 0; i < count; i++) lowest_[i] = g.node[size_t(k[i]) * n + start + i];
-            std::fill_n(group_.begin(), count, -1);
+            std::fill(group_.begin(), group_.end(), -1);
             for (int first = 0; first < g.K; first += kGroup) {
                 if (first + kGroup <= g.K) sum += look(g, start, count, first, kGroup);
                 else sum += look(g, start, count, first, g.K - first);
             }
-            for (size_t i = 0; i < count; i += 16) name(g, start, i, count);
+            for (size_t i = 0; i < count; i += 16) name(g, start, i);
             start += count;
         }
         // A sum of finite costs may still overflow.
@@ -112,26 +112,14 @@ private:
         return sum;
     }
 
-    // Finds the classes of up to 16 pixels where the guess was not the cheapest.
-    void name(const Grid& g, size_t start, size_t i, size_t count) {
+    // Finds the classes of 16 pixels from the i-th of the chunk on, where the guess was not the cheapest.
+    void name(const Grid& g, size_t start, size_t i) {
         unsigned cheaper = 0;
-        if (i + 16 <= count) {
-            for (int j = 0; j < 16; j += 4) cheaper |= (15 & ~negative(load(&group_[i + j]))) << j;
-        } else {
-            for (size_t j = 0; i + j < count; j++) cheaper |= unsigned(group_[i + j] >= 0) << j;
-        }
+        for (int j = 0; j < 16; j += 4) cheaper |= (15 & ~negative(load(&group_[i + j]))) << j;
         for (; cheaper; cheaper &= cheaper - 1) {
             const size_t p = i + size_t(__builtin_ctz(cheaper));
-            const int first = group_[p];
-            const float* cost = g.node + size_t(first) * g.pixels() + start + p;
-            unsigned equal = 0;
-            if (first + kGroup <= g.K)  // without a branch for each
-                for (int j = 0; j < kGroup; j++)
-                    equal |= unsigned(cost[j * g.pixels()] == lowest_[p]) << j;
-            else
-                for (int j = 0; j < g.K - first; j++)
-                    equal |= unsigned(cost[j * g.pixels()] == lowest_[p]) << j;
-            label[start + p] = first + __builtin_ctz(equal);
+            int32_t& k = label[start + p];
+            for (k = group_[p]; g.cost(uint32_t(start + p), k) != lowest_[p];) k++;
         }
     }
 };

@@ -30,15 +30,24 @@ struct Grid {
     template <class F>
     void for_each_row(F f) const {
         for (int d = 0; d < D; d++)
-            for (int dir = 0; dir < 2; dir++) {
-                const int step = dist[d];
-                if (step >= (dir ? H : W)) continue;
-                const size_t shift = dir ? size_t(step) * W : size_t(step);
-                for (int y = 0; y < (dir ? H - step : H); y++) {
-                    const size_t p = size_t(y) * W;
-                    f(p, p + shift, layer(d, dir) + p, dir ? W : W - step);
-                }
-            }
+            for (int dir = 0; dir < 2; dir++)
+                for (int y = 0; y < H; y++) row(d, dir, y, f);
+    }
+
+    // The same for the edges right and down of the pixels of row y.
+    template <class F>
+    void for_each_row_at(int y, F f) const {
+        for (int d = 0; d < D; d++)
+            for (int dir = 0; dir < 2; dir++) row(d, dir, y, f);
+    }
+
+    // The same for those of one layer.
+    template <class F>
+    void row(int d, int dir, int y, F f) const {
+        const int step = dist[d];
+        if (step >= (dir ? H - y : W)) return;
+        const size_t p = size_t(y) * W, shift = dir ? size_t(step) * W : size_t(step);
+        f(p, p + shift, layer(d, dir) + p, dir ? W : W - step);
     }
 
     // Calls f(p, q, weight, edge index) for every edge that exists, in the order of its index.

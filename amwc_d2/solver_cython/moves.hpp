@@ -163,7 +163,7 @@ private:
     }
 
     // Moves p, which was looked at, and lowers the slack of its neighbours.
-    void shift(uint32_t p, int32_t to, const Look& place) {
+    void shift(uint32_t p, int32_t to, const Look& here) {
         const Int4 from4 = splat(z_[p]), to4 = splat(to);
         const auto lower_slack = [&](const Arcs::Arc& a, float drop) {
             const uint32_t q = p + a.node;
@@ -172,7 +172,7 @@ private:
         };
         for (size_t d = 0; d < pull_.size(); d++) {
             const Float4 drop = spent(label_[d], from4, to4, pull_[d], ahead_);
-            const Arcs::Arc *h = place.column.arcs + 2 * d, *v = place.row.arcs + 2 * d;
+            const Arcs::Arc *h = here.column.arcs + 2 * d, *v = here.row.arcs + 2 * d;
             lower_slack(h[0], drop[0]);
             lower_slack(h[1], drop[1]);
             lower_slack(v[0], drop[2]);
@@ -212,8 +212,8 @@ private:
     // Moves p to the cluster where it is worth most, if that is not its own.
     bool evaluate(const Grid& g, uint32_t p) {
         const int32_t from = z_[p], home = home_[cheapest_[p]];
-        const Look place = look(g, p);
-        const float stay = place.own - g.cost(p, class_of_[from]);
+        const Look here = look(g, p);
+        const float stay = here.own - g.cost(p, class_of_[from]);
         const float lowest = g.cost(p, cheapest_[p]);
         float best = -std::numeric_limits<float>::infinity(), second = best;
         int32_t to = from;
@@ -230,7 +230,7 @@ private:
             }
         };
         // Nearest clusters first, until no other can attract p enough.
-        float others = place.others;
+        float others = here.others;
         bool at_home = home < 0 || home == from;
         for (size_t d = 0; d < rest_.size(); d++)
             while (const unsigned left = 15 & ~negative(rest_[d])) {
@@ -246,7 +246,7 @@ private:
     settled:
         second = std::max(second, others - lowest);
         const bool moves = best > stay + epsilon_;
-        if (moves) shift(p, to, place);
+        if (moves) shift(p, to, here);
         slack_[p] = moves ? best - std::max(second, stay) : std::max(stay - std::max(best, second), 0.0f);
         if (thorough_) slack_[p] = std::min(slack_[p], std::max(best, stay) + lowest);
         return moves;
@@ -297,42 +297,28 @@ private:
     }
 
     void bound_one(const Grid& g, uint32_t p) {
-        const Look place = look(g, p);
-        slack_[p] = place.own - place.others;
+        const Look here = look(g, p);
+        slack_[p] = here.own - here.others;
         saved(g, p);
         awake_[p / kBlock] = 1;
     }
 
     // The first bound of a row. Its edges are counted for both their ends, those up by the rows above.
     void bound(const Grid& g, int y) {
-        const uint32_t row = uint32_t(y) * g.W;
-        const int32_t* z = z_ + row;
-        float *const s = &slack_[row], *const term = term_.data();
-        for (int d = 0; d < g.D; d++) {
-            const int step = g.dist[d];
-            if (step < g.W) {
-                bound(z, z + step, g.layer(d, 0) + row, g.W - step, s, term);
-                for (int x = 0; x < g.W - step; x++) s[x + step] += term[x];
+        const auto add = [&](size_t p, size_t q, const float* w, int count) {
+            const int32_t *a = z_ + p, *b = z_ + q;
+            float *const near = &slack_[p], *const far = &slack_[q], *const term = term_.data();
+            int x = 0;
+            for (; x + 4 <= count; x += 4) {
+                const Float4 t = bound(load(a + x), load(b + x), load(w + x));
+                store(term + x, t);
+                store(near + x, load(near + x) + t);
             }
-            if (y + step < g.H) {
-                const size_t down = size_t(step) * g.W;
-                bound(z, z + down, g.layer(d, 1) + row, g.W, s, term);
-                for (int x = 0; x < g.W; x++) s[x + down] += term[x];
-            }
-        }
-        for (int x = 0; x < g.W; x++) saved(g, row + x);
-    }
-
-    // Bounds a row of edges between a and b: adds to the slack of one end, and writes what it adds.
-    static void bound(const int32_t* a, const int32_t* b, const float* w, int count, float* s,
-                      float* term) {
-        int x = 0;
-        for (; x + 4 <= count; x += 4) {
-            const Float4 t = bound(load(a + x), load(b + x), load(w + x));
-            store(term + x, t);
-            store(s + x, load(s + x) + t);
-        }
-        for (; x < count; x++) s[x] += term[x] = bound(a[x], b[x], w[x]);
+            for (; x < count; x++) near[x] += term[x] = bound(a[x], b[x], w[x]);
+            for (x = 0; x < count; x++) far[x] += term[x];
+        };
+        g.for_each_row_at(y, add);
+        for (uint32_t p = uint32_t(y) * g.W, end = p + g.W; p < end; p++) saved(g, p);
     }
 
     // What an edge adds to the slack: w where z and zq agree, -max(w, 0) elsewhere.

@@ -27,31 +27,25 @@ public:
         if (!moves.changes.since(looked_)) return 0;
         const uint32_t last = looked_;
         looked_ = moves.changes.mark(g);
-        region_.assign(n, kUnknown);
+        region_.assign(n, 0);
         uint32_t count = 0;
         size_t moved = 0;
         for (uint32_t p = 0; p < n; p++) {
             while (p + 4 <= n && all(load(l.z + p) == load(l.cheapest + p))) p += 4;
             if (p < n && moves.changes.after(last, p) && wants(g, l, p))
-                moved += evaluate(g, l, moves, p, count++);
+                moved += evaluate(g, l, moves, p, ++count);
         }
         return moved;
     }
 
 private:
     uint32_t looked_ = 0;
-    // Numbers of regions, or for pixels that are in none yet whether they may be.
-    static constexpr uint32_t kUnknown = 0xffffffffu, kWants = kUnknown - 1, kStays = kUnknown - 2;
-    std::vector<uint32_t> region_, pixels_;
+    std::vector<uint32_t> region_, pixels_;  // region_: its number, from 1
 
     // Whether p is in no region yet and another label is cheaper.
-    bool wants(const Grid& g, const Labelling& l, uint32_t p) {
-        uint32_t& r = region_[p];
-        if (r == kUnknown)
-            r = l.z[p] != l.cheapest[p] && g.cost(p, l.cheapest[p]) < g.cost(p, l.z[p]) - l.epsilon
-                    ? kWants
-                    : kStays;
-        return r == kWants;
+    bool wants(const Grid& g, const Labelling& l, uint32_t p) const {
+        return l.z[p] != l.cheapest[p] && !region_[p] &&
+               g.cost(p, l.cheapest[p]) < g.cost(p, l.z[p]) - l.epsilon;
     }
 
     bool evaluate(const Grid& g, Labelling& l, NodeMoves& moves, uint32_t first, uint32_t id) {
