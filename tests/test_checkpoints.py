@@ -102,6 +102,17 @@ def test_wrong_commands_are_refused_before_anything_is_lost(run, tmp_path, capsy
     assert tool.parse_args([NAME, str(run)]).checkpoint == "model_final.pth"
 
 
+def test_a_release_that_fails_leaves_the_zoo_as_it_was(zoo, run, tmp_path):
+    for file in ("model_final.pth", "metrics.json"):
+        (tmp_path / file).write_bytes((run / file).read_bytes())
+    config = (run / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(config.replace("toy_panoptic_train", "no_such_train"))
+    before = {p: p.read_bytes() for p in zoo.rglob("*") if p.is_file()}
+    with pytest.raises((KeyError, AttributeError)):
+        tool.release(NAME, tmp_path, "model_final.pth", True, zoo)
+    assert before == {p: p.read_bytes() for p in zoo.rglob("*") if p.is_file()}
+
+
 def test_untrained(zoo):
     cfg = model_zoo.get_config(NAME, trained=False, root=zoo)
     assert cfg.MODEL.WEIGHTS == cfg.MODEL.AMWC.ORACLE == ""

@@ -18,8 +18,8 @@ import os
 import platform
 import re
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -211,17 +211,14 @@ def _wall(function):
     return time.perf_counter() - start, result
 
 
-def _compute():
+def _compute(_=None):
     """Work for a core that touches no memory and holds no lock."""
     hashlib.pbkdf2_hmac("sha256", b"", b"", 200_000)
 
 
 def _compute_on_threads():
-    others = [threading.Thread(target=_compute) for _ in range(2)]
-    for thread in others:
-        thread.start()
-    for thread in others:
-        thread.join()
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(_compute, range(2)))
 
 
 def threads(report, options):
@@ -255,7 +252,8 @@ WARM_SCENES = [
 
 def warm(report, options):
     """Multiway cuts started from a labelling: the inner loop of the backward pass."""
-    rows, same, shares = report.data.setdefault("warm", {}), True, []
+    rows, same, shares = {}, True, []
+    report.data["warm"] = rows
     print(
         f"\nwarm start: multiway cut, one label a segment of the forward solution, ms\n"
         f"{'':26}{'labels':>8}{'cold':>8}{'zero':>8}{'local':>8}{'local / cold':>14}"

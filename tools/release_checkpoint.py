@@ -37,7 +37,7 @@ def parse_args(arguments=None):
     parser.add_argument(
         "run", type=Path, nargs="?", help="OUTPUT_DIR of the training; none: evaluate NAME again"
     )
-    parser.add_argument("--checkpoint", metavar="FILE", help="of the run; model_final.pth")
+    parser.add_argument("--checkpoint", help="which file of the run (model_final.pth)")
     parser.add_argument("--half", action="store_true", help="store matrices in half precision")
     parser.add_argument("--zoo", type=Path, default=model_zoo.REPOSITORY_ZOO, help="folder")
     parser.add_argument("--page", type=Path, default=REPOSITORY / "MODEL_ZOO.md")
@@ -48,9 +48,10 @@ def parse_args(arguments=None):
             f"{args.name} is evaluated as it is. Add the run's OUTPUT_DIR, or leave them out."
         )
     args.checkpoint = args.checkpoint or "model_final.pth"
-    for file in () if args.run is None else (args.checkpoint, "config.yaml", "metrics.json"):
-        if not (args.run / file).is_file():
-            parser.error(f"{args.run} holds no {file}: expected the OUTPUT_DIR of a training")
+    if args.run is not None:
+        for file in (args.checkpoint, "config.yaml", "metrics.json"):
+            if not (args.run / file).is_file():
+                parser.error(f"{args.run} holds no {file}: expected the OUTPUT_DIR of a training")
     return args
 
 
@@ -92,15 +93,18 @@ def release(name, run, checkpoint, half, zoo):
     Returns:
         Path: its folder.
     """
-    folder = zoo / name
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    cfg = write_config(run, folder, name)
-    path = write_checkpoint(run / checkpoint, folder, half)
-    truth = read_panoptic_json(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).panoptic_json)
-    (folder / "classes.json").write_text(json.dumps(truth["categories"]) + "\n")
-    shutil.copyfile(run / "metrics.json", folder / "log.jsonl")
+    zoo.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=zoo) as made:  # what fails here leaves the zoo as it was
+        folder = Path(made) / name
+        folder.mkdir()
+        cfg = write_config(run, folder, name)
+        path = write_checkpoint(run / checkpoint, folder, half)
+        truth = read_panoptic_json(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).panoptic_json)
+        (folder / "classes.json").write_text(json.dumps(truth["categories"]) + "\n")
+        shutil.copyfile(run / "metrics.json", folder / "log.jsonl")
+        if (zoo / name).exists():
+            shutil.rmtree(zoo / name)
+        path = folder.rename(zoo / name) / path.name
 
     index_path = zoo / "index.json"
     index = json.loads(index_path.read_text()) if index_path.exists() else {}
