@@ -4,7 +4,8 @@
     python tools/benchmark_solver.py                      # the table, and every bar it can check
     python tools/benchmark_solver.py --sections scaling threads --json scaling.json
 
-Times are CPU seconds of the calling thread: the median of --repeats turns, and half the distance
+Times are CPU seconds of the calling thread: the median of --repeats turns (each the mean of two runs,
+one in the order of the table and one backwards), and half the distance
 between the quartiles. Ratios are medians of those of each turn, with their quartiles. "removed" is
 the share of Algorithm 2's excess over the trivial bound (every node its cheapest class, every
 repulsive edge cut) that a method removes; "gap" is the certified distance to the optimum, in
@@ -90,7 +91,7 @@ def table(report, options):
         slowest = {"best", "greedy_multicut", "lower_bound"}
         calls = {m: method_call(m, instance) for m in methods}
         timed = measure({m: c for m, c in calls.items() if m not in slowest}, options.repeats)
-        timed |= measure({m: c for m, c in calls.items() if m in slowest}, min(3, options.repeats))
+        timed |= measure({m: c for m, c in calls.items() if m in slowest}, min(2, options.repeats))
         size = instance.node_costs.nbytes + instance.edge_costs.nbytes
         floor, trivial = floor_seconds(instance), trivial_bound(instance)
         bound, greedy = timed["lower_bound"].result, timed["greedy"].result.objective
@@ -178,7 +179,7 @@ def scaling(report, options):
         methods = ["fast", *(["greedy"] if height <= 512 else [])]
         if segmentation is not None and options.peers != "none" and height <= 512:
             methods.append("mutex_watershed")
-        timed = measure({m: method_call(m, instance) for m in methods}, min(5, options.repeats))
+        timed = measure({m: method_call(m, instance) for m in methods}, min(3, options.repeats))
         share = peak_extra(partial(method_call, "fast"), instance) if options.memory else None
         size = instance.node_costs.nbytes + instance.edge_costs.nbytes
         row = {"pixels": height * width, "floor_ms": floor_seconds(instance) * 1e3}
@@ -374,7 +375,7 @@ def parse(arguments):
             else []
         ),
     )
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument(
         "--peers",
         choices=["none", "quick", "all"],

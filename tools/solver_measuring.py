@@ -12,7 +12,7 @@ from solver_instances import Instance, make_instance
 
 
 class Timed(NamedTuple):
-    """A function's result and its CPU seconds in each turn."""
+    """A function's result and its CPU seconds in each turn, the mean of two runs."""
 
     result: object
     turns: np.ndarray
@@ -30,14 +30,18 @@ class Timed(NamedTuple):
 
 
 def measure(functions, repeats):
-    """Run the functions in turns; return {name: Timed}."""
-    results, seconds = {}, {name: [] for name in functions}
-    for _ in range(repeats):
-        for name, function in functions.items():
+    """Run the functions in turns; return {name: Timed}.
+
+    A turn runs them once forwards and once backwards, or it would always be the same function that
+    finds its input in the cache because the one before it read the same.
+    """
+    results, seconds = {}, {name: np.zeros(repeats) for name in functions}
+    for turn in range(repeats):
+        for name in [*functions, *reversed(functions)]:
             start = time.thread_time()
-            results[name] = function()
-            seconds[name].append(time.thread_time() - start)
-    return {name: Timed(results[name], np.array(seconds[name])) for name in functions}
+            results[name] = functions[name]()
+            seconds[name][turn] += (time.thread_time() - start) / 2
+    return {name: Timed(results[name], seconds[name]) for name in functions}
 
 
 def ratio(one, other):

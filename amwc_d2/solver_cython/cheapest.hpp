@@ -35,10 +35,7 @@ public:
                 std::copy_n(k - width, std::min(width, count - i), k + i);
             for (size_t i = 0; i < count; i++) lowest_[i] = g.node[size_t(k[i]) * n + start + i];
             std::fill(group_.begin(), group_.end(), -1);
-            for (int first = 0; first < g.K; first += kGroup) {
-                if (first + kGroup <= g.K) sum += look(g, start, count, first, kGroup);
-                else sum += look(g, start, count, first, g.K - first);
-            }
+            for (int first = 0; first < g.K; first += kGroup) sum += look(g, start, count, first);
             for (size_t i = 0; i < count; i += 16) name(g, start, i);
             start += count;
         }
@@ -68,45 +65,50 @@ private:
     std::vector<float> lowest_;
     std::vector<int32_t> group_;  // the first class of the group that has the lowest cost, or -1: the guess
 
-    // Looks at a group of classes in a chunk of pixels. Returns the sum of their costs. Inlined twice,
-    // once with a constant number of classes.
-    inline __attribute__((always_inline)) Float4 look(const Grid& g, size_t start, size_t count,
-                                                      int first, int classes) {
-        const float* cost = g.node + size_t(first) * g.pixels() + start;
-        const int next = std::min(classes, g.K - first - classes);
+    // Looks at a group of classes in a chunk of pixels. Returns the sum of their costs. Inlined into
+    // find, its inner loop would not find room in the registers.
+    __attribute__((noinline)) Float4 look(const Grid& g, size_t start, size_t count, int first) {
+        const size_t n = g.pixels();
+        const int classes = std::min(kGroup, g.K - first);
+        // The next group is on its way to the cache meanwhile.
+        const size_t ahead = size_t(std::max(std::min(classes, g.K - classes - first), 0)) * n;
+        const float* const cost = g.node + size_t(first) * n + start;
+        float* const lowest = lowest_.data();
+        int32_t* const group = group_.data();
         Float4 sum = splat(0.0f);
         size_t p = 0;
-        for (; p + 16 <= count; p += 16) {
-            for (int j = 0; j < next; j++)
-                __builtin_prefetch(cost + p + size_t(classes + j) * g.pixels(), 0, 2);
-            sum += look<4>(cost + p, g.pixels(), classes, first, p);
-        }
-        for (; p + 4 <= count; p += 4) sum += look<1>(cost + p, g.pixels(), classes, first, p);
+        for (; p + 16 <= count; p += 16)
+            sum += look<4>(cost + p, n, classes * n, ahead, first, lowest + p, group + p);
+        for (; p + 4 <= count; p += 4)
+            sum += look<1>(cost + p, n, classes * n, 0, first, lowest + p, group + p);
         for (; p < count; p++)
             for (int j = 0; j < classes; j++) {
-                const float v = cost[p + j * g.pixels()];
+                const float v = cost[p + j * n];
                 sum[0] += v;
-                if (v < lowest_[p]) lowest_[p] = v, group_[p] = first;
+                if (v < lowest[p]) lowest[p] = v, group[p] = first;
             }
         return sum;
     }
 
+    // The same for 4 N pixels: costs of classes lie n apart, up to end; those to prefetch, ahead.
     template <int N>
-    inline __attribute__((always_inline)) Float4 look(const float* v, size_t n, int classes,
-                                                      int first, size_t p) {
+    static Float4 look(const float* cost, size_t n, size_t end, size_t ahead, int first,
+                              float* lowest, int32_t* group) {
         Float4 least[N], part[N], sum = splat(0.0f);
-        for (int i = 0; i < N; i++) least[i] = part[i] = load(v + 4 * i);
-        for (int j = 1; j < classes; j++)
+        __builtin_prefetch(cost + ahead, 0, 2);
+        for (int i = 0; i < N; i++) least[i] = part[i] = load(cost + 4 * i);
+        for (size_t j = n; j < end; j += n) {
+            __builtin_prefetch(cost + j + ahead, 0, 2);
             for (int i = 0; i < N; i++) {
-                const Float4 a = load(v + j * n + 4 * i);
+                const Float4 a = load(cost + j + 4 * i);
                 part[i] += a;
-                least[i] = lower(a, least[i]);
+                least[i] = lower(least[i], a);
             }
+        }
         for (int i = 0; i < N; i++) {
-            float* lowest = &lowest_[p + 4 * i];
-            int32_t* group = &group_[p + 4 * i];
-            store(group, select(least[i] < load(lowest), splat(first), load(group)));
-            store(lowest, lower(least[i], load(lowest)));
+            const Float4 before = load(lowest + 4 * i);
+            store(group + 4 * i, select(least[i] < before, splat(first), load(group + 4 * i)));
+            store(lowest + 4 * i, lower(least[i], before));
             sum += part[i];
         }
         return sum;

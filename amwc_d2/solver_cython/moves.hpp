@@ -308,14 +308,17 @@ private:
         const auto add = [&](size_t p, size_t q, const float* w, int count) {
             const int32_t *a = z_ + p, *b = z_ + q;
             float *const near = &slack_[p], *const far = &slack_[q], *const term = term_.data();
+            const bool apart = q >= p + count;  // edges down; in a row the ends must take turns
             int x = 0;
             for (; x + 4 <= count; x += 4) {
                 const Float4 t = bound(load(a + x), load(b + x), load(w + x));
-                store(term + x, t);
                 store(near + x, load(near + x) + t);
+                if (apart) store(far + x, load(far + x) + t);
+                else store(term + x, t);
             }
+            const int done = apart ? x : 0;
             for (; x < count; x++) near[x] += term[x] = bound(a[x], b[x], w[x]);
-            for (x = 0; x < count; x++) far[x] += term[x];
+            for (x = done; x < count; x++) far[x] += term[x];
         };
         g.for_each_row_at(y, add);
         for (uint32_t p = uint32_t(y) * g.W, end = p + g.W; p < end; p++) saved(g, p);

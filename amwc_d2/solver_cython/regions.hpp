@@ -32,7 +32,7 @@ public:
         size_t moved = 0;
         for (uint32_t p = 0; p < n; p++) {
             while (p + 4 <= n && all(load(l.z + p) == load(l.cheapest + p))) p += 4;
-            if (p < n && moves.changes.after(last, p) && wants(g, l, p))
+            if (p < n && moves.changes.after(last, p) && company(g, l, p) && wants(g, l, p))
                 moved += evaluate(g, l, moves, p, ++count);
         }
         return moved;
@@ -41,6 +41,14 @@ public:
 private:
     uint32_t looked_ = 0;
     std::vector<uint32_t> region_, pixels_;  // region_: its number, from 1
+
+    // Whether a pixel beside p may be of one region with it.
+    bool company(const Grid& g, const Labelling& l, uint32_t p) const {
+        const int32_t to = l.cheapest[p];
+        bool any = false;
+        g.for_each_beside(p, [&](uint32_t q) { any |= (l.cheapest[q] == to) & (l.z[q] != to); });
+        return any;
+    }
 
     // Whether p is in no region yet and another label is cheaper.
     bool wants(const Grid& g, const Labelling& l, uint32_t p) const {
