@@ -4,12 +4,12 @@
     python tools/benchmark_solver.py                      # the table, and every bar it can check
     python tools/benchmark_solver.py --sections scaling threads --json scaling.json
 
-Times are CPU seconds of the calling thread: the median of --repeats turns (each the mean of two runs,
-one in the order of the table and one backwards), and half the distance
-between the quartiles. Ratios are medians of those of each turn, with their quartiles. "removed" is
-the share of Algorithm 2's excess over the trivial bound (every node its cheapest class, every
-repulsive edge cut) that a method removes; "gap" is the certified distance to the optimum, in
-percent of the objective. The peers are optional.
+Times are CPU seconds of the calling thread: the median of --repeats turns, each the mean of two
+runs, one in the order of the table and one backwards, and half the distance between the quartiles.
+Ratios are medians of those of each turn, with their quartiles. "removed" is the share of Algorithm
+2's excess over the trivial bound (every node its cheapest class, every repulsive edge cut) that a
+method removes; "gap" is the certified distance to the optimum, in percent of the objective. The
+peers are optional.
 """
 
 import argparse

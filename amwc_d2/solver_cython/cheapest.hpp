@@ -33,7 +33,13 @@ public:
             else if (start < width) std::fill_n(k, count, 0);
             else for (size_t i = 0; i < count; i += width)
                 std::copy_n(k - width, std::min(width, count - i), k + i);
-            for (size_t i = 0; i < count; i++) lowest_[i] = g.node[size_t(k[i]) * n + start + i];
+            for (size_t i = 0; i < count;) {
+                const float* cost = g.node + size_t(k[i]) * n + start;
+                const Int4 wanted = splat(k[i]);
+                for (; i + 4 <= count && all(load(k + i) == wanted); i += 4)
+                    store(&lowest_[i], load(cost + i));
+                for (; i < count && k[i] == wanted[0]; i++) lowest_[i] = cost[i];
+            }
             std::fill(group_.begin(), group_.end(), -1);
             for (int first = 0; first < g.K; first += kGroup) sum += look(g, start, count, first);
             for (size_t i = 0; i < count; i += 16) name(g, start, i);

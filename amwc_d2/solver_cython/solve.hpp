@@ -165,9 +165,11 @@ private:
     // The cheapest labels become those that the labelling z as a guess would have led to, so that it
     // is its own warm start; returns how many pixels have to be looked at again for that.
     size_t renew(const Grid& g, const int32_t* z) {
+        const uint32_t n = uint32_t(g.pixels());
         size_t changes = 0;
-        for (uint32_t p = 0; p < g.pixels(); p++) {
-            if (z[p] == guess_[p]) continue;
+        for (uint32_t p = 0; p < n; p++) {
+            while (p + 4 <= n && all(load(z + p) == load(&guess_[p]))) p += 4;
+            if (p == n || z[p] == guess_[p]) continue;
             if (cheapest_.renew(g, p, guess_[p], z[p])) {
                 moves_.renewed(g, p);
                 changes++;
