@@ -34,11 +34,9 @@ public:
             else for (size_t i = 0; i < count; i += width)
                 std::copy_n(k - width, std::min(width, count - i), k + i);
             for (size_t i = 0; i < count;) {
-                const float* cost = g.node + size_t(k[i]) * n + start;
-                const Int4 wanted = splat(k[i]);
-                for (; i + 4 <= count && all(load(k + i) == wanted); i += 4)
-                    store(&lowest_[i], load(cost + i));
-                for (; i < count && k[i] == wanted[0]; i++) lowest_[i] = cost[i];
+                const size_t end = end_of_run(k, i, count);
+                std::copy_n(g.node + size_t(k[i]) * n + start + i, end - i, &lowest_[i]);
+                i = end;
             }
             std::fill(group_.begin(), group_.end(), -1);
             for (int first = 0; first < g.K; first += kGroup) sum += look(g, start, count, first);
@@ -77,7 +75,7 @@ private:
         const size_t n = g.pixels();
         const int classes = std::min(kGroup, g.K - first);
         // The next group is on its way to the cache meanwhile.
-        const size_t ahead = size_t(std::max(std::min(classes, g.K - classes - first), 0)) * n;
+        const size_t ahead = size_t(std::min(classes, g.K - first - classes)) * n;
         const float* const cost = g.node + size_t(first) * n + start;
         float* const lowest = lowest_.data();
         int32_t* const group = group_.data();
@@ -99,7 +97,7 @@ private:
     // The same for 4 N pixels: costs of classes lie n apart, up to end; those to prefetch, ahead.
     template <int N>
     static Float4 look(const float* cost, size_t n, size_t end, size_t ahead, int first,
-                              float* lowest, int32_t* group) {
+                       float* lowest, int32_t* group) {
         Float4 least[N], part[N], sum = splat(0.0f);
         __builtin_prefetch(cost + ahead, 0, 2);
         for (int i = 0; i < N; i++) least[i] = part[i] = load(cost + 4 * i);

@@ -308,7 +308,7 @@ private:
         const auto add = [&](size_t p, size_t q, const float* w, int count) {
             const int32_t *a = z_ + p, *b = z_ + q;
             float *const near = &slack_[p], *const far = &slack_[q], *const term = term_.data();
-            const bool apart = q >= p + count;  // edges down; in a row the ends must take turns
+            const bool apart = q >= p + count;  // no pixel is an end of two of them, as of those down
             int x = 0;
             for (; x + 4 <= count; x += 4) {
                 const Float4 t = bound(load(a + x), load(b + x), load(w + x));

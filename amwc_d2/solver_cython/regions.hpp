@@ -12,7 +12,6 @@
 #include "grid.hpp"
 #include "labelling.hpp"
 #include "moves.hpp"
-#include "simd.hpp"
 
 namespace amwc {
 
@@ -30,9 +29,9 @@ public:
         region_.assign(n, 0);
         uint32_t count = 0;
         size_t moved = 0;
-        for (uint32_t p = 0; p < n; p++) {
-            while (p + 4 <= n && all(load(l.z + p) == load(l.cheapest + p))) p += 4;
-            if (p < n && moves.changes.after(last, p) && company(g, l, p) && wants(g, l, p))
+        for (size_t i = 0; (i = next_difference(l.z, l.cheapest, i, n)) < n; i++) {
+            const uint32_t p = uint32_t(i);
+            if (moves.changes.after(last, p) && company(g, l, p) && wants(g, l, p))
                 moved += evaluate(g, l, moves, p, ++count);
         }
         return moved;

@@ -165,11 +165,10 @@ private:
     // The cheapest labels become those that the labelling z as a guess would have led to, so that it
     // is its own warm start; returns how many pixels have to be looked at again for that.
     size_t renew(const Grid& g, const int32_t* z) {
-        const uint32_t n = uint32_t(g.pixels());
+        const size_t n = g.pixels();
         size_t changes = 0;
-        for (uint32_t p = 0; p < n; p++) {
-            while (p + 4 <= n && all(load(z + p) == load(&guess_[p]))) p += 4;
-            if (p == n || z[p] == guess_[p]) continue;
+        for (size_t i = 0; (i = next_difference(z, guess_.data(), i, n)) < n; i++) {
+            const uint32_t p = uint32_t(i);
             if (cheapest_.renew(g, p, guess_[p], z[p])) {
                 moves_.renewed(g, p);
                 changes++;
