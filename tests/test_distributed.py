@@ -1,14 +1,17 @@
 """Two processes with gloo against one process: training, gradients, evaluation."""
 
+import atexit
 import json
+from pathlib import Path
 
 import pytest
 import torch
-from detectron2.engine import create_ddp_model, launch
+from detectron2.engine import create_ddp_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from test_panoptic_seg import load, toy_batch
 
+from amwc_d2.launch import launch
 from amwc_d2.trainer import Trainer
 
 STAGES = {"pretrain": "", "end_to_end": "_e2e"}
@@ -134,3 +137,25 @@ def test_processes_stay_together(stage, ranks):
 
 def test_evaluation_of_two_processes_equals_that_of_one(ranks, repository, toy_root, tmp_path):
     assert ranks[0]["evaluation"] == evaluate(repository, tmp_path)
+
+
+def gloo_threads():
+    """Names of this process's threads that belong to gloo."""
+    names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+    return [name for name in names if "gloo" in name]
+
+
+def leave_a_note(folder):
+    """Talk, and write down at the very end of the process which of gloo's threads still run."""
+    comm.gather(comm.get_rank())
+    assert gloo_threads()
+    note = folder / f"threads{comm.get_rank()}.json"
+    atexit.register(lambda: note.write_text(json.dumps(gloo_threads())))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads threads from /proc")
+def test_processes_leave_their_groups(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    launch(leave_a_note, 2, dist_url="auto", args=(tmp_path,))
+    for rank in range(2):
+        assert json.loads((tmp_path / f"threads{rank}.json").read_text()) == []

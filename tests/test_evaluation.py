@@ -15,7 +15,6 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
-from detectron2.engine import launch
 from detectron2.evaluation import COCOPanopticEvaluator
 from detectron2.structures import BitMasks, Instances
 from panopticapi.evaluation import pq_compute_single_core
@@ -30,6 +29,7 @@ from amwc_d2 import add_amwc_config, segment_metrics
 from amwc_d2.cityscapes_evaluation import _UPSTREAM_NAME, alias_cityscapesscripts
 from amwc_d2.datasets import register_panoptic_dataset
 from amwc_d2.evaluation import AMWCPanopticEvaluator, build_evaluator, grid_ceiling
+from amwc_d2.launch import launch
 
 CATEGORIES = [
     {"id": 7, "name": "road", "isthing": 0, "color": [128, 64, 128]},

@@ -5,13 +5,14 @@ The two stages are two configs: the second starts from MODEL.WEIGHTS, in an OUTP
 """
 
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from amwc_d2 import Trainer
 from amwc_d2.config import load_config, use_available_device
+from amwc_d2.launch import launch
 
 
 def setup(args):
