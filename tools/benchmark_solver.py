@@ -224,7 +224,7 @@ def _compute_on_threads():
 
 def threads(report, options):
     """Throughput of a batch on 1 and 2 threads, in wall time, and what the machine has to give."""
-    # Many images, so that the last one, beside which a thread has nothing left to do, weighs little.
+    # Many images, so that the last one weighs little: beside it a thread has nothing left to do.
     batch = [make_instance("street", 256, 512, seed, "medium") for seed in range(32)]
     arguments = [b.node_costs for b in batch], [b.edge_costs for b in batch], *batch[0][2:4]
     ratios, machine = [], []
