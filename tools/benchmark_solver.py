@@ -187,9 +187,17 @@ def scaling(report, options):
             "memory_share": share and share / size
         }
         rows.append(row)
+        # Two threads seldom read one and the same copy.
+        copy = instance._replace(
+            node_costs=instance.node_costs.copy(), edge_costs=instance.edge_costs.copy()
+        )
+        batch = [instance, copy] * 4
+        turns = [next(_on_threads(batch)) for _ in range(min(3, options.repeats))]
+        row["walls_ms"] = (np.median(turns, 0) / len(batch) * 1e3).tolist()
         text = "  ".join(
             f"{m} {timed[m].seconds * 1e3:.2f} (+-{timed[m].spread * 1e3:.2f})" for m in methods
         )
+        text += "  a batch on 1 and 2 threads, wall an image {:.2f} {:.2f}".format(*row["walls_ms"])
         memory = "" if share is None else f"  extra memory of fast {share / size:.2f} x input"
         print(f"  {height}x{width}: {text}  floor {row['floor_ms']:.2f}{memory}", flush=True)
     for method in ("fast", "greedy", "mutex_watershed"):
@@ -222,15 +230,20 @@ def _compute_on_threads():
         list(pool.map(_compute, range(2)))
 
 
+def _on_threads(batch):
+    """Wall seconds of a batch on 1 and on 2 threads, and what they return."""
+    node, edge = [b.node_costs for b in batch], [b.edge_costs for b in batch]
+    solve = partial(solve_amwc_batch, node, edge, *batch[0][2:4])
+    return zip(*(_wall(partial(solve, num_threads=n)) for n in (1, 2)))
+
+
 def threads(report, options):
     """Throughput of a batch on 1 and 2 threads, in wall time, and what the machine has to give."""
     # Many images, so that the last one weighs little: beside it a thread has nothing left to do.
     batch = [make_instance("street", 256, 512, seed, "medium") for seed in range(32)]
-    arguments = [b.node_costs for b in batch], [b.edge_costs for b in batch], *batch[0][2:4]
     ratios, machine = [], []
     for _ in range(3 * options.repeats):  # wall time is noisier than a thread's
-        solve = partial(solve_amwc_batch, *arguments)
-        (one, first), (two, second) = (_wall(partial(solve, num_threads=n)) for n in (1, 2))
+        (one, two), (first, second) = _on_threads(batch)
         ratios.append(one / two)
         machine.append((_wall(_compute)[0] + _wall(_compute)[0]) / _wall(_compute_on_threads)[0])
     same = all(np.array_equal(a.segments, b.segments) for a, b in zip(first, second))

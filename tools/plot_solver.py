@@ -84,6 +84,8 @@ def scaling(rows, path):
         points = [(r["pixels"], r[method]) for r in rows if method in r]
         if points:
             axes.plot(*np.array(points).T, "o-", color=colour, label=label)
+    two = np.array([(r["pixels"], r["walls_ms"][1]) for r in rows])
+    axes.plot(*two.T, "o:", color=STYLE["fast"][0], label="fast on 2 threads, wall time an image")
     floor = np.array([(r["pixels"], r["floor_ms"]) for r in rows])
     axes.plot(*floor.T, "k--", label="reading the costs once")
     axes.set(xscale="log", yscale="log", xlabel="pixels", ylabel="CPU ms, one thread")
