@@ -79,18 +79,18 @@ def example(path):
 
 def scaling(rows, path):
     """Time over pixels on logarithmic axes."""
-    figure, axes = plt.subplots(figsize=(6, 4))
+    figure, axes = plt.subplots(figsize=(7, 4.4))
     for method, (colour, label) in STYLE.items():
         points = [(r["pixels"], r[method]) for r in rows if method in r]
         if points:
             axes.plot(*np.array(points).T, "o-", color=colour, label=label)
     two = np.array([(r["pixels"], r["walls_ms"][1]) for r in rows])
-    axes.plot(*two.T, "o:", color=STYLE["fast"][0], label="fast on 2 threads, wall time an image")
+    axes.plot(*two.T, "o:", color=STYLE["fast"][0], label="fast, 2 threads: wall time")
     floor = np.array([(r["pixels"], r["floor_ms"]) for r in rows])
     axes.plot(*floor.T, "k--", label="reading the costs once")
     axes.set(xscale="log", yscale="log", xlabel="pixels", ylabel="CPU ms, one thread")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper left")
     save(figure, path)
 
 
