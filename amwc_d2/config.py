@@ -66,13 +66,17 @@ def add_amwc_config(cfg):
     # Learning rates by parameter: [[pattern, factor], ...]; the first pattern that matches the
     # parameter's name (as fnmatch does, such as "ins_embed_head.reduce.*") decides; otherwise 1.
     cfg.SOLVER.LR_FACTORS = []
-    cfg.TEST.IMS_PER_BATCH = 1  # images of a batch at inference, in each process
+    # Images of a batch at inference, in each process. They are padded to the largest, and padding
+    # enters the features of smaller ones: only with 1 does a result not depend on its neighbours.
+    cfg.TEST.IMS_PER_BATCH = 1
     cfg.TEST.LOWER_BOUND = False  # bound every optimum from below, which takes longer than solving
 
     amwc = cfg.MODEL.AMWC = CN()
     amwc.STAGE = "pretrain"  # "pretrain": cross-entropy; "end_to_end": PQ through the solver
-    amwc.THING_AREA = 200  # smaller thing segments become void (paper 4.1)
-    amwc.STUFF_AREA = 2048  # smaller stuff segments become void (COCO: 4096)
+    # Smaller segments become void: in pixels of the image at inference, of the resized input in the
+    # loss of stage 2.
+    amwc.THING_AREA = 200  # (paper 4.1)
+    amwc.STUFF_AREA = 2048  # (COCO: 4096)
     amwc.SOLVER_METHOD = "fast"  # "fast", "greedy" (Algorithm 2) or "best"
     # Train the network (not losses, costs and solver) in bfloat16: twice as fast on a CPU that has
     # the instructions (AVX512-BF16, AMX), slower on one that has not. Needs no loss scaling.

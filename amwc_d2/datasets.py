@@ -10,6 +10,7 @@ Shape shorthand: H, W an image's height and width, K the classes.
 
 import difflib
 import os
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -128,6 +129,22 @@ def _load_toy(folder, split):
 
 
 # ---------------------------------------------------------------------------- checks
+@contextmanager
+def explain_missing_data(*names):
+    """Say where the data of Detectron2's own datasets should be, if loading them fails."""
+    try:
+        yield
+    except (AssertionError, FileNotFoundError) as error:
+        own = [name for name in names if name.split("_")[0] in BUILTIN_FOLDERS]
+        if not own:
+            raise
+        raise FileNotFoundError(
+            f"Datasets {own} are not complete under $DETECTRON2_DATASETS (here "
+            f"{datasets_root().resolve()}): {error}. datasets/README.md says what belongs there, "
+            "and which command (csCreatePanopticImgs) makes Cityscapes' panoptic files."
+        ) from error
+
+
 def check_panoptic_metadata(*names, num_classes=None):
     """Check that datasets are registered, complete, and agree on their classes.
 
@@ -140,16 +157,19 @@ def check_panoptic_metadata(*names, num_classes=None):
 
     Raises:
         KeyError: a name is not registered.
-        ValueError: a metadata field is missing or wrong, or classes differ from each other's or
-            from ``num_classes``.
+        ValueError: no name is given, a metadata field is missing or wrong, or classes differ from
+            each other's or from ``num_classes``.
     """
+    if not names:
+        raise ValueError("no dataset is named: set DATASETS.TRAIN or DATASETS.TEST.")
     for name in names:
         if name not in DatasetCatalog and name not in MetadataCatalog:
             close = difflib.get_close_matches(name, list(DatasetCatalog), n=3)
             raise KeyError(
                 f"Dataset '{name}' is not registered. {f'Did you mean {close}? ' if close else ''}"
-                "A folder NAME with panoptic_train.json under $DETECTRON2_DATASETS becomes "
-                "NAME_panoptic_train; register_panoptic_dataset() takes any other layout."
+                "A folder NAME with panoptic_train.json or panoptic_val.json under "
+                f"$DETECTRON2_DATASETS (here {datasets_root().resolve()}) becomes "
+                "NAME_panoptic_train or _val; register_panoptic_dataset() takes any other layout."
             )
         _check_fields(name, MetadataCatalog.get(name))
     first = MetadataCatalog.get(names[0])
@@ -180,6 +200,12 @@ def _check_fields(name, metadata):
             f"{sorted(things | stuff)}, but stuff_classes has {num_classes} names. Expected each "
             f"of 0..{num_classes - 1}, with stuff_classes naming all classes, things included. "
             "(Detectron2's '*_separated' datasets do not do so: use the standard ones.)"
+        )
+    if metadata.ignore_label in range(num_classes):
+        raise ValueError(
+            f"Dataset '{name}' has {num_classes} classes, and its ignore_label "
+            f"{metadata.ignore_label}, which marks pixels without a class, is one of their ids. "
+            f"Use at most {metadata.ignore_label} classes."
         )
 
 

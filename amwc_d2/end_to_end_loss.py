@@ -121,6 +121,11 @@ class EndToEndLoss:
         self.fenchel_young_noise = fenchel_young_noise
         self.normalize_costs = normalize_costs
 
+    @property
+    def any_weight(self) -> bool:
+        """Whether any of the losses is on."""
+        return (self.pq_weight or self.separate_weight or self.fenchel_young_weight) > 0
+
     def __call__(
         self, node_costs: Tensor, edge_costs: Tensor, grid_sizes, truth: Truth
     ) -> tuple[dict[str, Tensor], dict[str, float]]:

@@ -26,7 +26,6 @@ Shape shorthand in this module:
     J: channels of the loss (panoptic labels)    L: labels of the lifted multiway cut
 """
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -35,7 +34,7 @@ import torch
 from torch import Tensor
 
 from amwc_d2.edges import cut_edges, edge_ends
-from amwc_d2.solver_cython import solve_amwc, solve_mwc
+from amwc_d2.solver_cython import solve_amwc, solve_mwc, thread_count
 
 ESTIMATORS = ("same_solver", "warm_start", "literal")
 SCALE_STEP = 0.1  # largest relative change of the lambda scale in one step, as a logarithm
@@ -184,7 +183,7 @@ def estimate(problems, num_classes: int, settings) -> list[tuple[Tensor, Tensor]
     jobs = {
         (n, point): None for n, row in enumerate(samples) for pair in row for point in pair if point
     }
-    with ThreadPoolExecutor(settings.num_threads or len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(thread_count(settings.num_threads)) as pool:
         solved = pool.map(lambda job: problems[job[0]].solve(job[1], settings), jobs)
         found = dict(zip(jobs, solved))
 

@@ -77,7 +77,12 @@ def read_panoptic_json(path):
             "datasets/README.md, or register another path with register_panoptic_dataset()."
         )
     with open(path, encoding="utf-8") as file:
-        info = json.load(file)
+        try:
+            info = json.load(file)
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is not JSON: {error}. Is it complete? Write or copy it again."
+            ) from error
     for key in ("annotations", "categories"):
         if not isinstance(info, dict) or not isinstance(info.get(key), list):
             raise ValueError(
@@ -200,15 +205,20 @@ class _ImageFinder:
             found = self.by_stem.get(stem, [])
         if len(found) == 1:
             return found[0]
-        wanted = listed_name or stem + (self.suffix or ".*")
+        if self.suffix is not None:
+            raise FileNotFoundError(
+                f"{where}: no image {stem + self.suffix} in {self.image_root}. Add it, or correct "
+                f"image_suffix '{self.suffix}': the image's name is the PNG's stem and that."
+            )
         if found:
             raise ValueError(
                 f"{where}: several images fit, {found}. List the right one under 'images', or pass "
                 "image_suffix to register_panoptic_dataset()."
             )
         raise FileNotFoundError(
-            f"{where}: no image {wanted} in {self.image_root}. Add it, or pass image_suffix to "
-            "register_panoptic_dataset() if images are named after the PNGs with another ending."
+            f"{where}: no image {listed_name or stem + '.*'} in {self.image_root}. Add it, or pass "
+            "image_suffix to register_panoptic_dataset() if images are named after the PNGs with "
+            "another ending."
         )
 
 

@@ -7,12 +7,12 @@ Shape shorthand in this module:
 """
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from detectron2.config import configurable
-from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_sem_seg_head
 from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.projects.panoptic_deeplab import build_ins_embed_branch
@@ -113,7 +113,7 @@ class AMWCPanoptic(nn.Module):
             report_bound: bound the optimum of every multiway cut at inference.
 
         Raises:
-            ValueError: an unknown stage, set of layers or oracle.
+            ValueError: an unknown stage, set of layers or oracle, or no loss in stage 2.
         """
         super().__init__()
         if stage not in STAGES:
@@ -121,6 +121,12 @@ class AMWCPanoptic(nn.Module):
         if trained_layers not in TRAINED_LAYERS:
             raise ValueError(
                 f"MODEL.AMWC.TRAINED_LAYERS must be one of {TRAINED_LAYERS}, got '{trained_layers}'"
+            )
+        if stage == "end_to_end" and not (criterion.any_weight or cross_entropy_weight):
+            raise ValueError(
+                "stage 2 (MODEL.AMWC.STAGE 'end_to_end') has no loss: PQ_LOSS.WEIGHT, "
+                "SEPARATE_LOSS.WEIGHT, FENCHEL_YOUNG_LOSS.WEIGHT and CROSS_ENTROPY_LOSS.WEIGHT of "
+                "MODEL.AMWC are all 0. Set one of them above 0."
             )
         if oracle not in ORACLES:
             raise ValueError(f"MODEL.AMWC.ORACLE must be one of {ORACLES}, got '{oracle}'")
@@ -146,18 +152,21 @@ class AMWCPanoptic(nn.Module):
         self.report_bound = report_bound
 
         for p in self.costs.parameters():
-            p.requires_grad = stage == "end_to_end" and learn_cost_scales
+            # Without a loss through the solver nothing reaches them, and DDP would wait for it.
+            p.requires_grad = stage == "end_to_end" and learn_cost_scales and criterion.any_weight
         if bfloat16:
             self.to(memory_format=torch.channels_last)
-        if stage == "end_to_end" and trained_layers != "all":
+        if stage == "end_to_end":
             self._freeze_all_but(trained_layers)
 
     @classmethod
     def from_config(cls, cfg):
         amwc = cfg.MODEL.AMWC
-        name = (tuple(cfg.DATASETS.TRAIN) + tuple(cfg.DATASETS.TEST))[0]
-        check_panoptic_metadata(name, num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
-        thing_ids = set(MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id.values())
+        metadata = check_panoptic_metadata(
+            *(*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)[:1],
+            num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+        )
+        thing_ids = set(metadata.thing_dataset_id_to_contiguous_id.values())
         backbone = build_backbone(cfg)
         head = cfg.MODEL.INS_EMBED_HEAD
         num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
@@ -222,7 +231,10 @@ class AMWCPanoptic(nn.Module):
     # ---- what trains ---------------------------------------------------------------------------
 
     def _freeze_all_but(self, trained_layers: str) -> None:
-        """Stage 2 trains the given layers and, as always, the costs' own parameters if asked."""
+        """Stage 2 trains the given layers and, as always, the costs' own parameters if asked.
+
+        Batch norm is frozen in all of them.
+        """
         modules = [self.sem_seg_head.predictor]
         modules += [m for c in self.ins_embed_head.classifiers for m in (c.conv2, c.predictor)]
         if trained_layers in ("heads", "decoders"):
@@ -230,6 +242,8 @@ class AMWCPanoptic(nn.Module):
             modules += [c.conv1 for c in self.ins_embed_head.classifiers]
         if trained_layers == "decoders":
             modules += [self.sem_seg_head.decoder, self.ins_embed_head.decoder]
+        if trained_layers == "all":
+            modules = [self.backbone, self.sem_seg_head, self.ins_embed_head]
         for module in (self.backbone, self.sem_seg_head, self.ins_embed_head):
             module.requires_grad_(False)
         for module in modules:
@@ -317,10 +331,10 @@ class AMWCPanoptic(nn.Module):
         return class_logits, self.ins_embed_head(features, class_logits)
 
     def precision(self):
-        """The context for the network: ``bfloat16`` while training, if asked for."""
-        return torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.bfloat16 and self.training
-        )
+        """The network's context: ``bfloat16`` while training, if asked for, or the caller's own."""
+        if self.bfloat16 and self.training:
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
 
     def training_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """``logits``, computed in ``precision`` and given in float32."""

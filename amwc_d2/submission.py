@@ -74,19 +74,19 @@ def _list_images(image_root, image_info):
 
 
 def register_builtin_test_sets():
-    """Register Cityscapes test and COCO test-dev at their places under ``datasets_root()``."""
+    """Register Cityscapes test and COCO test-dev at their places under ``datasets_root()``.
+
+    Names that are already taken are left alone.
+    """
     root = datasets_root()
-    register_test_images(
-        "cityscapes_fine_panoptic_test",
-        root / "cityscapes/leftImg8bit/test",
-        like="cityscapes_fine_panoptic_val",
-    )
-    register_test_images(
-        "coco_2017_test-dev_panoptic",
-        root / "coco/test2017",
-        like="coco_2017_val_panoptic",
-        image_info=root / "coco/annotations/image_info_test-dev2017.json",
-    )
+    name = "cityscapes_fine_panoptic_test"
+    if name not in DatasetCatalog:
+        images = root / "cityscapes/leftImg8bit/test"
+        register_test_images(name, images, like="cityscapes_fine_panoptic_val")
+    name = "coco_2017_test-dev_panoptic"
+    if name not in DatasetCatalog:
+        images, info = root / "coco/test2017", "coco/annotations/image_info_test-dev2017.json"
+        register_test_images(name, images, like="coco_2017_val_panoptic", image_info=root / info)
 
 
 class SubmissionWriter(DatasetEvaluator):

@@ -23,6 +23,7 @@ from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 
 from amwc_d2.checkpoint import AMWCCheckpointer
+from amwc_d2.datasets import check_panoptic_metadata, explain_missing_data
 from amwc_d2.evaluation import build_evaluator
 from amwc_d2.inference import evaluate
 from amwc_d2.oracle import OracleMapper
@@ -45,9 +46,12 @@ class Trainer(DefaultTrainer):
             cfg (CfgNode): see ``amwc_d2.config``.
 
         Raises:
-            ValueError: mixed precision in stage 2, or stage 2 about to overwrite its own start.
+            ValueError: mixed precision in stage 2, stage 2 about to overwrite its own start, or
+                datasets that differ in their classes.
+            KeyError: a dataset is not registered.
         """
         check_stage(cfg)
+        check_datasets(cfg, *cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
         # DefaultTrainer.__init__ hands DistributedDataParallel a GPU whatever MODEL.DEVICE says;
         # the rest is as there.
         TrainerBase.__init__(self)
@@ -76,7 +80,8 @@ class Trainer(DefaultTrainer):
             augmentations=build_train_augmentations(cfg),
             panoptic_target_generator=AMWCTargetGenerator.from_config(cfg),
         )
-        return build_detection_train_loader(cfg, mapper=mapper)
+        with explain_missing_data(*cfg.DATASETS.TRAIN):
+            return build_detection_train_loader(cfg, mapper=mapper)
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
@@ -84,7 +89,8 @@ class Trainer(DefaultTrainer):
 
         Without targets, unless ``MODEL.AMWC.ORACLE`` asks for the ground truth.
         """
-        dicts = get_detection_dataset_dicts(dataset_name, filter_empty=False)
+        with explain_missing_data(dataset_name):
+            dicts = get_detection_dataset_dicts(dataset_name, filter_empty=False)
         # Detectron2's mapper would read (and for Cityscapes require) every semantic label file.
         dicts = [{k: v for k, v in d.items() if k != "sem_seg_file_name"} for d in dicts]
         return build_detection_test_loader(
@@ -119,6 +125,7 @@ class Trainer(DefaultTrainer):
             evaluators = [evaluators]
         if evaluators is not None and len(evaluators) != len(names):
             raise ValueError(f"{len(evaluators)} evaluators for DATASETS.TEST {tuple(names)}")
+        check_datasets(cfg, *names)
         results = OrderedDict()
         for index, name in enumerate(names):
             evaluator = evaluators[index] if evaluators else cls.build_evaluator(cfg, name)
@@ -152,6 +159,8 @@ class Trainer(DefaultTrainer):
             lr_factor_func=lr_factors(cfg.SOLVER.LR_FACTORS, model),
             weight_decay=cfg.SOLVER.WEIGHT_DECAY,
             weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
         )
         if not params:
             raise ValueError("no parameter requires a gradient: see MODEL.AMWC.TRAINED_LAYERS")
@@ -195,6 +204,16 @@ class Trainer(DefaultTrainer):
                 f"it. To train for longer, {advice}"
             )
         super().load_state_dict(state_dict)
+
+
+def check_datasets(cfg, *names):
+    """Check that datasets have the model's classes: those of the first one that the config names.
+
+    Raises:
+        KeyError, ValueError: see :func:`amwc_d2.datasets.check_panoptic_metadata`.
+    """
+    first = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)[:1]
+    check_panoptic_metadata(*first, *names, num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
 
 
 def check_stage(cfg):

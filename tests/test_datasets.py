@@ -227,9 +227,9 @@ def test_detectron2_evaluates_string_ids(folder, tmp_path):
 def test_registration_reads_no_json(folder):
     (folder / "panoptic_train.json").write_text("{broken")
     name = register(folder)
-    with pytest.raises(json.JSONDecodeError):
+    with pytest.raises(ValueError, match=r"panoptic_train.json is not JSON.*Is it complete"):
         DatasetCatalog.get(name)
-    with pytest.raises(json.JSONDecodeError):
+    with pytest.raises(ValueError, match="is not JSON"):
         MetadataCatalog.get(name).get("stuff_classes")
     assert MetadataCatalog.get(name).ignore_label == 255
 
@@ -241,6 +241,9 @@ def test_other_layouts(folder):
     paths = folder / "train", folder / "panoptic_train", folder / "panoptic_train.json"
     datasets.register_panoptic_dataset(name, *paths, image_suffix="_rgb.tif")
     assert DatasetCatalog.get(name)[1]["file_name"].endswith("sub/b_rgb.tif")
+    (folder / "train" / "a_rgb.tif").rename(folder / "train" / "a_raw.tif")
+    with pytest.raises(FileNotFoundError, match=r"no image a_rgb.tif.*correct image_suffix '_rgb"):
+        DatasetCatalog.get(name)
     with pytest.raises(ValueError, match="already registered"):
         datasets.register_panoptic_dataset(name, *paths)
 
@@ -361,6 +364,27 @@ def test_metadata_errors(folder, toy_root):
     )
     with pytest.raises(ValueError, match=r"which classes are things: \['background'\]"):
         datasets.check_panoptic_metadata(name, other)
+
+
+def test_no_class_may_be_the_ignored_one(folder):
+    info = json.loads((folder / "panoptic_train.json").read_text())
+    more = [{"id": 1000 + i, "name": f"more {i}", "isthing": 1} for i in range(254)]
+    save(folder, {**info, "categories": info["categories"] + more})
+    with pytest.raises(ValueError, match=r"has 256 classes.*Use at most 255 classes"):
+        datasets.check_panoptic_metadata(register(folder))
+    with pytest.raises(ValueError, match=r"set DATASETS.TRAIN or DATASETS.TEST"):
+        datasets.check_panoptic_metadata()
+
+
+def test_missing_data_of_detectron2s_own_datasets(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    message = rf"\['cityscapes_fine_panoptic_train'\].*{tmp_path}.*csCreatePanopticImgs"
+    name = "cityscapes_fine_panoptic_train"
+    with pytest.raises(FileNotFoundError, match=message), datasets.explain_missing_data(name):
+        raise AssertionError("Please run createPanopticImgs.py")
+    name = "toy_panoptic_train"
+    with pytest.raises(AssertionError, match="another"), datasets.explain_missing_data(name):
+        raise AssertionError("another")
 
 
 # ---------------------------------------------------------------------------- known datasets

@@ -1,5 +1,6 @@
 """The solver's public face: shapes, errors, threads, warm starts, and what each method promises."""
 
+import os
 import signal
 import threading
 from pathlib import Path
@@ -15,6 +16,7 @@ from amwc_d2.solver_cython import (
     solve_amwc_graph,
     solve_mwc,
     solve_mwc_batch,
+    thread_count,
 )
 
 DISTANCES = [1, 2, 5]
@@ -415,3 +417,11 @@ def test_reference_scenes():
         assert greedy == pytest.approx(known["algorithm2"], rel=2e-6)
         fast = solve_amwc(*arguments, method="fast").objective
         assert fast <= known["prototype_label_first"] * (1 - 1e-6)
+
+
+def test_threads_where_the_system_tells_no_affinity(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert thread_count(0) == os.cpu_count()
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert thread_count(0) == 3 and thread_count(2) == 2

@@ -18,7 +18,7 @@ from pycocotools import mask as mask_util
 from amwc_d2 import Trainer, add_amwc_config
 from amwc_d2.config import load_config
 from amwc_d2.evaluation import AMWCPanopticEvaluator, build_evaluator
-from amwc_d2.submission import register_test_images
+from amwc_d2.submission import register_builtin_test_sets, register_test_images
 
 VAL = "cityscapes_fine_panoptic_val"
 
@@ -157,3 +157,9 @@ def test_missing_test_images_are_named(fake_cityscapes):
         DatasetCatalog.get("cityscapes_fine_panoptic_test")
     with pytest.raises(ValueError, match="already registered"):
         register_test_images("cityscapes_fine_panoptic_test", "nowhere", VAL)
+
+
+def test_names_that_are_taken_are_left_alone():
+    before = dict(DatasetCatalog)
+    register_builtin_test_sets()
+    assert dict(DatasetCatalog) == before

@@ -234,3 +234,24 @@ def test_eval_only_on_real_coco_images(repository, shared_data, tmp_path):
     run_train_net(repository, config, *options, flags=["--eval-only"])
     results = json.loads((tmp_path / "inference/results.json").read_text())
     assert results["images"] == 4 and 0 <= results["results"]["panoptic_seg"]["PQ"] <= 100
+
+
+def test_settings_of_biases(repository, toy_root):
+    cfg = read_config(repository, TOY.format(""), "SOLVER.WEIGHT_DECAY", 0.01,
+                      "SOLVER.WEIGHT_DECAY_BIAS", 0.002, "SOLVER.BIAS_LR_FACTOR", 2.0)  # fmt: skip
+    model = Trainer.build_model(cfg)
+    bias = model.sem_seg_head.predictor.bias
+    groups = Trainer.build_optimizer(cfg, model).param_groups
+    (group,) = (g for g in groups if any(p is bias for p in g["params"]))
+    assert group["weight_decay"] == 0.002 and group["lr"] == 2 * cfg.SOLVER.BASE_LR
+
+
+def test_all_datasets_are_checked_before_training(repository, toy_root, tmp_path):
+    options = ["OUTPUT_DIR", tmp_path, "DATASETS.TEST"]
+    with pytest.raises(KeyError, match=r"'toy_panoptic_vall' is not registered. Did you mean"):
+        Trainer(read_config(repository, TOY.format(""), *options, "('toy_panoptic_vall',)"))
+    with pytest.raises(ValueError, match="differ in their classes"):
+        Trainer(read_config(repository, TOY.format(""), *options, "('coco_2017_val_panoptic',)"))
+    cfg = read_config(repository, TOY.format(""), *options, "('coco_2017_val_panoptic',)")
+    with pytest.raises(ValueError, match="differ in their classes"):  # --eval-only
+        Trainer.test(cfg, None)

@@ -43,3 +43,12 @@ def test_both_stages_table_and_panels(repository, toy_root, tmp_path):
     assert "COST_DROPOUT must be in [0, 1), got 2.0" in result.stdout + result.stderr
     assert "tools/train_net.py failed" in result.stderr
     assert not (tmp_path / "other/amwc_R18_e2e").exists()
+
+
+def test_the_config_of_stage_two_is_looked_for_first(repository, tmp_path):
+    config = tmp_path / "mine.yaml"
+    config.write_text(f"_BASE_: {repository}/configs/Toy-PanopticSegmentation/amwc_R18.yaml\n")
+    command = [sys.executable, "tools/two_stages.py", str(config), "--output", str(tmp_path)]
+    result = subprocess.run(command, cwd=repository, capture_output=True, text=True)
+    assert result.returncode and "mine_e2e.yaml does not exist" in result.stderr
+    assert not (tmp_path / "mine").exists()

@@ -114,7 +114,7 @@ def release(name, run, checkpoint, half, zoo):
 
 
 def evaluate(name, zoo):
-    """Write a release's ``metrics.json``: the evaluation of its file on ``DATASETS.TEST``.
+    """Write a release's ``metrics.json``: its file evaluated on the first of ``DATASETS.TEST``.
 
     Returns:
         Path: its folder.
@@ -122,6 +122,7 @@ def evaluate(name, zoo):
     cfg = model_zoo.get_config(name, root=zoo)
     with tempfile.TemporaryDirectory() as output:
         cfg.OUTPUT_DIR = output
+        cfg.DATASETS.TEST = cfg.DATASETS.TEST[:1]
         Trainer.test(cfg, model_zoo.get(name, root=zoo))
         shutil.copyfile(Path(output) / "inference/results.json", zoo / name / "metrics.json")
     return zoo / name

@@ -95,6 +95,20 @@ def main(args):
     cfg = load_config(args.config, args.opts)
     output = args.output or Path(cfg.OUTPUT_DIR).parent
     end_to_end = args.config.with_name(f"{args.config.stem}_e2e.yaml")
+    if not (args.stage_1_only or end_to_end.is_file()):
+        raise SystemExit(
+            f"{end_to_end} does not exist: expected the config of stage 2 there. Write it, with "
+            f"_BASE_: {args.config.name} and MODEL.AMWC.STAGE end_to_end (see the recipes), or "
+            "train stage 1 alone with --stage-1-only."
+        )
+    val = cfg.DATASETS.TEST[0]
+    ceiling = grid_ceiling(
+        val,
+        cfg.MODEL.SEM_SEG_HEAD.COMMON_STRIDE,
+        min_size=cfg.INPUT.MIN_SIZE_TEST,
+        max_size=cfg.INPUT.MAX_SIZE_TEST,
+    )
+    logger.info("No model can be above the grid ceiling: PQ %.2f", ceiling["panoptic_seg"]["PQ"])
 
     first, results, minutes = train(args.config, output / args.config.stem, args.opts)
     rows = [table_row(f"stage 1 ({args.config.stem})", results, minutes)]
@@ -110,13 +124,6 @@ def main(args):
         results = evaluate_oracle(last_config, last, oracle, args.opts)
         rows.append(table_row(f"{last_config.stem}, oracle: {oracle}", results))
 
-    val = cfg.DATASETS.TEST[0]
-    ceiling = grid_ceiling(
-        val,
-        cfg.MODEL.SEM_SEG_HEAD.COMMON_STRIDE,
-        min_size=cfg.INPUT.MIN_SIZE_TEST,
-        max_size=cfg.INPUT.MAX_SIZE_TEST,
-    )
     rows.append(table_row("grid ceiling", ceiling))
     panels = output / "panels"
     if args.panels:

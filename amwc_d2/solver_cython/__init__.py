@@ -34,6 +34,7 @@ __all__ = [
     "solve_amwc_graph",
     "solve_mwc",
     "solve_mwc_batch",
+    "thread_count",
 ]
 
 METHODS = {"greedy": 0, "fast": 1, "best": 2}
@@ -241,7 +242,7 @@ def _run(job):
 
 
 def _run_batch(make_job, count, num_threads):
-    threads = min(_thread_count(num_threads), count)
+    threads = min(thread_count(num_threads), count)
     results, failures = [None] * count, {}
     todo = iter(range(count))
     stop = threading.Event()
@@ -277,7 +278,8 @@ def _run_batch(make_job, count, num_threads):
     return results
 
 
-def _thread_count(num_threads):
+def thread_count(num_threads):
+    """The threads that ``num_threads`` stands for: see :func:`solve_amwc_batch`."""
     if isinstance(num_threads, bool) or num_threads != int(num_threads) or num_threads < 0:
         raise ValueError(f"num_threads: expected an int >= 0 (0 = automatic), got {num_threads!r}")
     if num_threads:
