@@ -2,7 +2,7 @@
 """Does training through the solver pay? The comparison, with its controls, by one command.
 
     tools/reproduce.py toy --jobs 2   # or dsb2018: several hours on two CPU cores, resumable
-    tools/reproduce.py toy --quick    # the same in a minute, to see that it runs
+    tools/reproduce.py toy --quick    # the same in three minutes, to see that it runs
     tools/reproduce.py toy --search   # settings to choose from, on images held back from training
 
 The training set is split: most of it trains, the rest is held back to calibrate and to choose from
