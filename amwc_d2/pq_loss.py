@@ -46,6 +46,9 @@ class Channels:
 def match_segments(classes, segments, truth, truth_classes, valid) -> Channels:
     """Match predicted to true segments of the same class, maximising the sum of IoU (paper 3.3).
 
+    Crowd counts as void here. panopticapi is stricter: it leaves crowd pixels in the union, and
+    excuses a prediction there only if its class is the crowd's.
+
     Args:
         classes: int (H, W), predicted class of every cell.
         segments: int (H, W), predicted segment of every cell, from 0 without gaps.
