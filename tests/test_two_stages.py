@@ -18,7 +18,8 @@ def run(repository, output, *options):
 
 
 def test_both_stages_table_and_panels(repository, toy_root, tmp_path):
-    result = run(repository, tmp_path, "--oracle", "both")
+    tests = "('toy_panoptic_val', 'toy_panoptic_train')"  # the table has the first
+    result = run(repository, tmp_path, "--oracle", "both", "DATASETS.TEST", tests)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
