@@ -10,11 +10,10 @@ Shape shorthand: H, W an image's height and width, K the classes.
 
 import difflib
 import os
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.catalog import Metadata
 from tqdm import tqdm
 
@@ -129,12 +128,17 @@ def _load_toy(folder, split):
 
 
 # ---------------------------------------------------------------------------- checks
-@contextmanager
-def explain_missing_data(*names):
-    """Say where the data of Detectron2's own datasets should be, if loading them fails."""
+def load_samples(names, filter_empty=False):
+    """Load datasets as ``get_detection_dataset_dicts`` does.
+
+    Raises:
+        FileNotFoundError: the data of one of Detectron2's own datasets are not complete; it says
+            where they should be. Errors of other datasets are passed on.
+    """
     try:
-        yield
+        return get_detection_dataset_dicts(names, filter_empty=filter_empty)
     except (AssertionError, FileNotFoundError) as error:
+        names = [names] if isinstance(names, str) else names
         own = [name for name in names if name.split("_")[0] in BUILTIN_FOLDERS]
         if not own:
             raise

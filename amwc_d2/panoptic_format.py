@@ -198,18 +198,18 @@ class _ImageFinder:
         """Return the image's relative path; ``listed_name`` is its name in ``images``, or None."""
         stem = os.path.splitext(png)[0]
         if self.suffix is not None:
-            found = [stem + self.suffix] if stem + self.suffix in self.files else []
-        elif listed_name in self.files:
+            if stem + self.suffix in self.files:
+                return stem + self.suffix
+            raise FileNotFoundError(
+                f"{where}: no image {stem + self.suffix} in {self.image_root}. Add it, or correct "
+                f"image_suffix '{self.suffix}': the image's name is the PNG's stem and that."
+            )
+        if listed_name in self.files:
             found = [listed_name]
         else:
             found = self.by_stem.get(stem, [])
         if len(found) == 1:
             return found[0]
-        if self.suffix is not None:
-            raise FileNotFoundError(
-                f"{where}: no image {stem + self.suffix} in {self.image_root}. Add it, or correct "
-                f"image_suffix '{self.suffix}': the image's name is the PNG's stem and that."
-            )
         if found:
             raise ValueError(
                 f"{where}: several images fit, {found}. List the right one under 'images', or pass "

@@ -12,7 +12,6 @@ from detectron2.data import (
     DatasetMapper,
     build_detection_test_loader,
     build_detection_train_loader,
-    get_detection_dataset_dicts,
 )
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, create_ddp_model
 from detectron2.engine.train_loop import TrainerBase
@@ -23,7 +22,7 @@ from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 
 from amwc_d2.checkpoint import AMWCCheckpointer
-from amwc_d2.datasets import check_panoptic_metadata, explain_missing_data
+from amwc_d2.datasets import check_panoptic_metadata, load_samples
 from amwc_d2.evaluation import build_evaluator
 from amwc_d2.inference import evaluate
 from amwc_d2.oracle import OracleMapper
@@ -80,8 +79,8 @@ class Trainer(DefaultTrainer):
             augmentations=build_train_augmentations(cfg),
             panoptic_target_generator=AMWCTargetGenerator.from_config(cfg),
         )
-        with explain_missing_data(*cfg.DATASETS.TRAIN):
-            return build_detection_train_loader(cfg, mapper=mapper)
+        samples = load_samples(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+        return build_detection_train_loader(cfg, mapper=mapper, dataset=samples)
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
@@ -89,8 +88,7 @@ class Trainer(DefaultTrainer):
 
         Without targets, unless ``MODEL.AMWC.ORACLE`` asks for the ground truth.
         """
-        with explain_missing_data(dataset_name):
-            dicts = get_detection_dataset_dicts(dataset_name, filter_empty=False)
+        dicts = load_samples(dataset_name)
         # Detectron2's mapper would read (and for Cityscapes require) every semantic label file.
         dicts = [{k: v for k, v in d.items() if k != "sem_seg_file_name"} for d in dicts]
         return build_detection_test_loader(

@@ -100,8 +100,6 @@ def draw_cuts(image, segments):
 def draw_class_costs(node_costs, metadata):
     """Draw the cheapest class of every cell, the paler the smaller its lead over the second.
 
-    The lead is 0 for a tie and near 1 for a certain class.
-
     Args:
         node_costs (Tensor): (K, h, w).
         metadata (Metadata): of the dataset, for the colours.
@@ -110,8 +108,10 @@ def draw_class_costs(node_costs, metadata):
         ndarray: uint8 (h, w, 3).
     """
     costs = torch.as_tensor(node_costs).detach().cpu().float()
-    lowest = costs.sort(dim=0).values
-    lead = 1 - torch.exp(lowest[0] - lowest[1]) if len(costs) > 1 else torch.ones_like(costs[0])
+    lead = torch.ones_like(costs[0])  # 0: a tie; towards 1: certain
+    if len(costs) > 1:
+        best, second = costs.topk(2, dim=0, largest=False).values
+        lead = 1 - torch.exp(best - second)
     colors = np.asarray(metadata.stuff_colors, np.float32)[costs.argmin(dim=0).numpy()]
     return (255 + (colors - 255) * (0.2 + 0.8 * lead.numpy()[..., None])).astype(np.uint8)
 

@@ -377,14 +377,21 @@ def test_no_class_may_be_the_ignored_one(folder):
 
 
 def test_missing_data_of_detectron2s_own_datasets(tmp_path, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    message = rf"\['cityscapes_fine_panoptic_train'\].*{tmp_path}.*csCreatePanopticImgs"
-    name = "cityscapes_fine_panoptic_train"
-    with pytest.raises(FileNotFoundError, match=message), datasets.explain_missing_data(name):
+    def missing():
         raise AssertionError("Please run createPanopticImgs.py")
-    name = "toy_panoptic_train"
-    with pytest.raises(AssertionError, match="another"), datasets.explain_missing_data(name):
-        raise AssertionError("another")
+
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    for name in ("cityscapes_fine_panoptic_missing", "another_missing"):
+        DatasetCatalog.register(name, missing)
+    message = rf"\['cityscapes_fine_panoptic_missing'\].*{tmp_path}.*csCreatePanopticImgs"
+    try:
+        with pytest.raises(FileNotFoundError, match=message):
+            datasets.load_samples(["cityscapes_fine_panoptic_missing"])
+        with pytest.raises(AssertionError, match="Please run"):
+            datasets.load_samples("another_missing")
+    finally:
+        for name in ("cityscapes_fine_panoptic_missing", "another_missing"):
+            DatasetCatalog.remove(name)
 
 
 # ---------------------------------------------------------------------------- known datasets
