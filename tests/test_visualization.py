@@ -111,6 +111,8 @@ def test_class_costs(metadata):
     car = np.array(metadata.stuff_colors[CAR])
     assert np.abs(certain - metadata.stuff_colors[PERSON]).max() <= 1
     assert np.abs(tie - (255 + 0.2 * (car - 255))).max() <= 1
+    (only,) = draw.draw_class_costs(torch.zeros(1, 1, 1), metadata)[0].astype(float)
+    assert np.abs(only - metadata.stuff_colors[0]).max() <= 1
 
 
 def test_affinities():
