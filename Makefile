@@ -34,6 +34,6 @@ SAN_RUN := LD_PRELOAD="$$($${CC:-gcc} -print-file-name=libasan.so)" PYTHONPATH=$
 sanitize: env
 	mkdir -p $(SAN)/amwc_d2/solver_cython
 	touch $(SAN)/amwc_d2/__init__.py
-	cp amwc_d2/solver_cython/__init__.py $(SAN)/amwc_d2/solver_cython/
+	cp amwc_d2/solver_cython/*.py $(SAN)/amwc_d2/solver_cython/
 	AMWC_SANITIZE=1 $(PY) setup.py -q build_ext --build-lib $(SAN) --build-temp $(SAN)/temp
 	$(SAN_RUN) $(PY) tools/fuzz_solver.py --cases 10000

@@ -40,7 +40,7 @@ class BuildSolver(build_ext):
 extension = Extension(
     "amwc_d2.solver_cython._amwc",
     sources=[f"{SOLVER}/_amwc.pyx"],
-    depends=glob(f"{SOLVER}/*.hpp"),
+    depends=glob(f"{SOLVER}/**/*.hpp", recursive=True),
     include_dirs=[SOLVER],
     language="c++",
     extra_compile_args=COMPILE_ARGS,

@@ -12,7 +12,7 @@ cdef extern from "Python.h":
     int PyErr_CheckSignals() noexcept
 
 
-cdef extern from "solve.hpp" namespace "amwc" nogil:
+cdef extern from "solver.hpp" namespace "amwc" nogil:
     cdef cppclass Grid:
         const float* node
         const float* edge
@@ -129,7 +129,7 @@ def objective(const float[:, :, ::1] node, const float[:, :, :, ::1] edge,
 
 # --- lower bound
 
-cdef extern from "cycles.hpp" namespace "amwc" nogil:
+cdef extern from "lower_bound.hpp" namespace "amwc" nogil:
     double grid_bound "amwc::lower_bound"(const Grid&, const uint8_t*, bint,
                                           int (*)() noexcept nogil) except +
     double graph_bound "amwc::lower_bound"(const Graph&, const uint8_t*,

@@ -7,10 +7,10 @@
 #include <limits>
 #include <vector>
 
-#include "adjacency.hpp"
-#include "cluster_graph.hpp"
-#include "grid.hpp"
-#include "labelling.hpp"
+#include "detail/adjacency.hpp"
+#include "detail/cluster_graph.hpp"
+#include "detail/grid.hpp"
+#include "detail/labelling.hpp"
 
 namespace amwc {
 

@@ -7,8 +7,10 @@
 #include <cstdint>
 #include <vector>
 
-#include "grid.hpp"
-#include "simd.hpp"
+#include "detail/grid.hpp"
+#include "detail/objective.hpp"
+#include "detail/runs.hpp"
+#include "detail/simd.hpp"
 
 namespace amwc {
 

@@ -1,4 +1,4 @@
-// Conflicted cycles for the lower bound (bound.hpp): one repulsive edge, the rest attractive.
+// Conflicted cycles for the lower bound (lower_bound.hpp): one repulsive edge, the rest attractive.
 //
 // A cycle of n attractive edges takes its weight from each of them, so short cycles come first.
 #pragma once
@@ -8,8 +8,9 @@
 #include <stdexcept>
 #include <vector>
 
-#include "bound.hpp"
-#include "grid.hpp"
+#include "detail/csr.hpp"
+#include "detail/dual_edge.hpp"
+#include "detail/grid.hpp"
 
 namespace amwc {
 
@@ -91,15 +92,11 @@ template <class Costs>
 class SearchedCycles {
 public:
     SearchedCycles(const Costs& costs, int (*interrupted)())
-        : g_(costs), interrupted_(interrupted), first_(costs.pixels() + 1, 0) {
-        g_.for_each_edge([&](uint32_t p, uint32_t q, float w, uint32_t) {
-            if (w > 0) first_[p + 1]++, first_[q + 1]++;
-        });
-        for (size_t p = 0; p < g_.pixels(); p++) first_[p + 1] += first_[p];
-        arcs_.resize(first_[g_.pixels()]);
-        std::vector<size_t> end(first_.begin(), first_.end() - 1);
-        g_.for_each_edge([&](uint32_t p, uint32_t q, float w, uint32_t e) {
-            if (w > 0) arcs_[end[p]++] = {q, e}, arcs_[end[q]++] = {p, e};
+        : g_(costs), interrupted_(interrupted) {
+        arcs_.build(g_.pixels(), [&](auto put) {
+            g_.for_each_edge([&](uint32_t p, uint32_t q, float w, uint32_t e) {
+                if (w > 0) put(p, {q, e}), put(q, {p, e});
+            });
         });
         from_.resize(g_.pixels());
         seen_.assign(g_.pixels(), 0);
@@ -124,8 +121,7 @@ private:
 
     const Costs& g_;
     int (*interrupted_)();
-    std::vector<size_t> first_;
-    std::vector<Arc> arcs_;
+    Csr<Arc> arcs_;  // the attractive edges of a node
     std::vector<Arc> from_;  // node and edge by which a node was reached
     std::vector<uint32_t> seen_, queue_;
     uint32_t search_ = 0;
@@ -139,7 +135,7 @@ private:
         size_t head = 0, level = 1;
         for (int depth = 0; depth < length && head < queue_.size(); depth++, level = queue_.size())
             for (; head < level; head++)
-                for (size_t s = first_[queue_[head]]; s < first_[queue_[head] + 1]; s++) {
+                for (size_t s = arcs_.begin(queue_[head]); s < arcs_.end(queue_[head]); s++) {
                     const Arc arc = arcs_[s];
                     if (seen_[arc.to] == search_ || !(edges[arc.edge].free() > 0)) continue;
                     seen_[arc.to] = search_;
@@ -157,50 +153,5 @@ private:
         return true;
     }
 };
-
-// Message sweeps, with cycles packed between them by pack(number of the sweep). Ends after `most`
-// sweeps, or when one has closed less than `tolerance` of what has been closed so far; throws when
-// interrupted() is not zero.
-template <class Costs, class Pack>
-double ascend(LowerBound<Costs>& bound, int most, double tolerance, int (*interrupted)(),
-              Pack pack) {
-    const double trivial = bound.value();
-    double before = trivial;
-    for (int sweep = 0; sweep < most; sweep++) {
-        check(interrupted);
-        bound.sweep();
-        pack(sweep);
-        const double now = bound.value();
-        if (sweep >= 4 && now - before <= tolerance * (now - trivial)) break;
-        before = now;
-    }
-    return bound.evaluate();
-}
-
-// tight = false: ladders and lines only, in time and memory linear in the input.
-// tight = true: searched cycles too and more sweeps; for small grids.
-inline double lower_bound(const Grid& grid, const uint8_t* partitionable, bool tight,
-                          int (*interrupted)()) {
-    LowerBound<Grid> bound(grid, partitionable);
-    GridCycles cycles(grid);
-    if (!tight) {
-        return ascend(bound, 12, 5e-4, interrupted, [&](int sweep) {
-            if (sweep < 3 || sweep % 4 == 0) cycles.pack(bound.edges);
-        });
-    }
-    SearchedCycles<Grid> longer(grid, interrupted);
-    return ascend(bound, 100, 1e-6, interrupted, [&](int sweep) {
-        cycles.pack(bound.edges);
-        if (sweep >= 2 && (sweep & (sweep - 1)) == 0) longer.pack(bound.edges);
-    });
-}
-
-inline double lower_bound(const Graph& graph, const uint8_t* partitionable, int (*interrupted)()) {
-    LowerBound<Graph> bound(graph, partitionable);
-    SearchedCycles<Graph> cycles(graph, interrupted);
-    return ascend(bound, 100, 1e-6, interrupted, [&](int sweep) {
-        if (sweep < 20) cycles.pack(bound.edges);
-    });
-}
 
 }  // namespace amwc

@@ -21,8 +21,9 @@
 #include <cstring>
 #include <vector>
 
-#include "adjacency.hpp"
-#include "queue.hpp"
+#include "detail/adjacency.hpp"
+#include "detail/tournament.hpp"
+#include "detail/union_find.hpp"
 
 namespace amwc {
 
@@ -49,8 +50,7 @@ public:
     }
 
     uint32_t root(uint32_t p) {
-        while (parent[p] != p) p = parent[p] = parent[parent[p]];
-        return p;
+        return find_root(p, [this](uint32_t c) -> uint32_t& { return parent[c]; });
     }
 
 private:

@@ -6,12 +6,13 @@
 #include <limits>
 #include <vector>
 
-#include "adjacency.hpp"
-#include "cluster_graph.hpp"
-#include "grid.hpp"
-#include "labelling.hpp"
-#include "moves.hpp"
-#include "sums.hpp"
+#include "detail/adjacency.hpp"
+#include "detail/cluster_graph.hpp"
+#include "detail/grid.hpp"
+#include "detail/labelling.hpp"
+#include "detail/sums.hpp"
+#include "detail/union_find.hpp"
+#include "node_moves.hpp"
 
 namespace amwc {
 
@@ -94,8 +95,7 @@ private:
     std::vector<Offer> heap_;
 
     uint32_t find(uint32_t c) {
-        while (into_[c] != c) c = into_[c] = into_[into_[c]];
-        return c;
+        return find_root(c, [this](uint32_t i) -> uint32_t& { return into_[i]; });
     }
 
     bool large(uint32_t c) const {

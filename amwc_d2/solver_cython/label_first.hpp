@@ -4,7 +4,8 @@
 // 2. Thing pixels only: strong unit edges inside small tiles are joined, and Algorithm 2 runs on
 //    the graph of the pieces. Pieces of a few pixels are noise: they would be most of its nodes and
 //    lead it astray. Their pixels are added to what it finds.
-// What follows are pixel moves (moves.hpp), joins of clusters and moves of small connected pieces.
+// What follows are pixel moves (node_moves.hpp), joins of clusters (joins.hpp) and moves of small
+// connected pieces (piece_moves.hpp).
 // No graph of the pixels is built: costs are read where they lie.
 #pragma once
 
@@ -13,12 +14,12 @@
 #include <cstdint>
 #include <vector>
 
+#include "detail/grid.hpp"
+#include "detail/labelling.hpp"
+#include "detail/runs.hpp"
+#include "detail/simd.hpp"
+#include "detail/sums.hpp"
 #include "greedy.hpp"
-#include "grid.hpp"
-#include "labelling.hpp"
-#include "moves.hpp"
-#include "simd.hpp"
-#include "sums.hpp"
 
 namespace amwc {
 

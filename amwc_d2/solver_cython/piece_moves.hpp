@@ -5,11 +5,13 @@
 #include <cstdint>
 #include <vector>
 
-#include "changes.hpp"
-#include "grid.hpp"
-#include "labelling.hpp"
-#include "moves.hpp"
-#include "sums.hpp"
+#include "detail/changes.hpp"
+#include "detail/grid.hpp"
+#include "detail/labelling.hpp"
+#include "detail/runs.hpp"
+#include "detail/sums.hpp"
+#include "detail/union_find.hpp"
+#include "node_moves.hpp"
 
 namespace amwc {
 
@@ -48,8 +50,7 @@ private:
     Sums sums_, votes_;
 
     uint32_t root(uint32_t r) {
-        while (runs_[r].parent != r) r = runs_[r].parent = runs_[runs_[r].parent].parent;
-        return r;
+        return find_root(r, [this](uint32_t i) -> uint32_t& { return runs_[i].parent; });
     }
 
     bool changed(const Changes& changes, uint32_t last, uint32_t piece) const {

@@ -1,12 +1,6 @@
-// A valid lower bound on the optimum of the asymmetric multiway cut: dual block-coordinate ascent.
-//
-// The problem is relaxed twice. Edges in a conflicted cycle (one repulsive edge, the rest
-// attractive) are paid for by cycle packing (cycles.hpp): moving a weight w from the attractive
-// edges to the repulsive one is free, because no partition cuts exactly one edge of a cycle. What
-// is left is relaxed edge by edge to a labelling problem with pairwise terms
-//     c [k != l]               attractive, c > 0
-//     c [k != l  or  k thing]  repulsive, c < 0 (two things of a class may be two segments)
-// and bounded by  sum_i min_k u_i(k) + sum_{c < 0} (c - g),  where u collects messages:
+// Messages of the lower bound (lower_bound.hpp): dual block-coordinate ascent on
+//     sum_i min_k u_i(k) + sum_{c < 0} (c - g),
+// where u_i are the node costs and all messages that node i received:
 //   * attractive edge pq: u_p(k) += f(k), u_q(k) -= f(k). The pairwise term stays >= 0 if and only
 //     if max f - min f <= c, and every dual solution can be brought to this form. One update
 //     balances the truncated costs of both ends and solves the two-node problem exactly.
@@ -28,46 +22,21 @@
 #include <memory>
 #include <vector>
 
-#include "grid.hpp"
-#include "simd.hpp"
+#include "detail/dual_edge.hpp"
+#include "detail/graph.hpp"
+#include "detail/grid.hpp"
+#include "detail/simd.hpp"
 
 namespace amwc {
-
-// State of an edge: what is left of its cost, and how much of it the messages use.
-struct DualEdge {
-    float cost = 0;     // never above the original less what cycles took
-    float used = 0;     // attractive: max f - min f; repulsive: g
-    int32_t slot = -1;  // attractive: number of its message; repulsive: its class k
-
-    float free() const { return (cost < 0 ? -cost : cost) - used; }
-};
-
-// Largest float that is not above x: costs may be lowered freely, since cuts are never negative.
-inline float below(double x) {
-    const float f = float(x);
-    return double(f) > x ? std::nextafterf(f, -std::numeric_limits<float>::infinity()) : f;
-}
-
-// Moves as much as possible of a repulsive edge onto a path of attractive ones; true if all of it.
-inline bool pack_cycle(DualEdge& repulsive, DualEdge* const* path, int length) {
-    float w = repulsive.free();
-    for (int s = 0; s < length; s++) {
-        w = std::min(w, path[s]->cost > 0 ? path[s]->free() : 0.0f);
-        if (!(w > 0)) return false;
-    }
-    repulsive.cost = below(double(repulsive.cost) + w);
-    for (int s = 0; s < length; s++) path[s]->cost = below(double(path[s]->cost) - w);
-    return !(repulsive.free() > 0);
-}
 
 inline size_t edge_slots(const Grid& grid) { return size_t(grid.D) * 2 * grid.pixels(); }
 inline size_t edge_slots(const Graph& graph) { return graph.E; }
 
 template <class Costs>
-class LowerBound {
+class Messages {
 public:
     // partitionable: (K,). All of it is read; the costs must outlive the object.
-    LowerBound(const Costs& costs, const uint8_t* partitionable)
+    Messages(const Costs& costs, const uint8_t* partitionable)
         : costs_(costs), thing_(partitionable), stride_((costs.K + kLanes - 1) / kLanes * kLanes) {
         const size_t n = costs.pixels();
         unary_.assign(n * stride_, kAbsent);

@@ -17,11 +17,11 @@
 #include <limits>
 #include <vector>
 
-#include "arcs.hpp"
-#include "changes.hpp"
-#include "grid.hpp"
-#include "labelling.hpp"
-#include "simd.hpp"
+#include "detail/arcs.hpp"
+#include "detail/changes.hpp"
+#include "detail/grid.hpp"
+#include "detail/labelling.hpp"
+#include "detail/simd.hpp"
 
 namespace amwc {
 

@@ -13,16 +13,16 @@
 #include <limits>
 #include <vector>
 
-#include "grid.hpp"
-#include "moves.hpp"
-#include "sums.hpp"
+#include "detail/csr.hpp"
+#include "detail/graph.hpp"
+#include "detail/sums.hpp"
 
 namespace amwc {
 
 class LocalSearch {
 public:
-    // Improves classes and segments (any ids in [0, N)) in place, by at most so many kicks; interrupted() is called now and
-    // then and may throw.
+    // Improves classes and segments (any ids in [0, N)) in place, by at most so many kicks;
+    // interrupted() is called now and then and may throw.
     template <class Stop>
     void run(const Graph& graph, const uint8_t* thing, int32_t* classes, int32_t* segments,
              size_t kicks, Stop interrupted) {
@@ -62,8 +62,7 @@ private:
     uint64_t state_ = 0;
     size_t work_ = 0;
     std::vector<int> things_, stuffs_;
-    std::vector<size_t> begin_;
-    std::vector<Arc> arcs_;
+    Csr<Arc> arcs_;
     std::vector<int32_t> z_, class_of_, empty_;
     std::vector<uint32_t> size_, queue_, region_, next_queue_;
     std::vector<uint8_t> queued_, marked_;
@@ -90,20 +89,14 @@ private:
         things_.clear();
         stuffs_.clear();
         for (int k = 0; k < K_; k++) (thing[k] ? things_ : stuffs_).push_back(k);
-        begin_.assign(N_ + 1, 0);
         double scale = 0;
-        graph.for_each_edge([&](uint32_t p, uint32_t q, float w, uint32_t) {
-            begin_[p + 1]++;
-            begin_[q + 1]++;
-            scale += std::abs(w);
-        });
+        graph.for_each_edge([&](uint32_t, uint32_t, float w, uint32_t) { scale += std::abs(w); });
         epsilon_ = graph.E ? 1e-7 * scale / double(graph.E) : 0;
-        for (uint32_t p = 0; p < N_; p++) begin_[p + 1] += begin_[p];
-        arcs_.resize(begin_[N_]);
-        std::vector<size_t> at(begin_.begin(), begin_.end() - 1);
-        graph.for_each_edge([&](uint32_t p, uint32_t q, float w, uint32_t) {
-            arcs_[at[p]++] = {q, w};
-            arcs_[at[q]++] = {p, w};
+        arcs_.build(N_, [&](auto put) {
+            graph.for_each_edge([&](uint32_t p, uint32_t q, float w, uint32_t) {
+                put(p, {q, w});
+                put(q, {p, w});
+            });
         });
         // Cluster k < K is stuff class k, the others are thing clusters.
         class_of_.resize(K_);
@@ -201,7 +194,7 @@ private:
 
     void pull_at(uint32_t p) {
         pull_.clear();
-        for (size_t i = begin_[p]; i < begin_[p + 1]; i++)
+        for (size_t i = arcs_.begin(p); i < arcs_.end(p); i++)
             pull_.add(z_[arcs_[i].node], arcs_[i].weight);
     }
 
@@ -221,14 +214,14 @@ private:
             const uint32_t p = queue_[head];
             queued_[p] = 0;
             if (best_move(p))
-                for (size_t i = begin_[p]; i < begin_[p + 1]; i++) push(arcs_[i].node);
+                for (size_t i = arcs_.begin(p); i < arcs_.end(p); i++) push(arcs_[i].node);
         }
         queue_.clear();
     }
 
     bool best_move(uint32_t p) {
         pull_at(p);
-        work_ += begin_[p + 1] - begin_[p] + (3 + size_t(pull_.end() - pull_.begin())) * K_;
+        work_ += arcs_.count(p) + (3 + size_t(pull_.end() - pull_.begin())) * K_;
         const int32_t from = z_[p];
         const double leave = pull_[from] + node_change(from, p, -1);
         double best = -epsilon_;
@@ -266,7 +259,7 @@ private:
             if (members_[a].empty()) continue;
             pull_.clear();
             for (uint32_t p : members_[a])
-                for (size_t i = begin_[p]; i < begin_[p + 1]; i++)
+                for (size_t i = arcs_.begin(p); i < arcs_.end(p); i++)
                     if (z_[arcs_[i].node] != a) pull_.add(z_[arcs_[i].node], arcs_[i].weight);
             const double* s = &sum_[size_t(a) * K_];
             double best = -epsilon_;
@@ -310,7 +303,7 @@ private:
         marked_[seed] = 1;
         for (size_t head = 0; head < region_.size() && region_.size() < largest; head++) {
             const uint32_t p = region_[head];
-            for (size_t i = begin_[p]; i < begin_[p + 1] && region_.size() < largest; i++) {
+            for (size_t i = arcs_.begin(p); i < arcs_.end(p) && region_.size() < largest; i++) {
                 const Arc arc = arcs_[i];
                 if (marked_[arc.node] || (mode == 1 && z_[arc.node] != z_[seed]) ||
                     (mode == 2 && arc.weight <= 0) || random(4) == 0)
@@ -328,8 +321,8 @@ private:
             to = stuffs_[random(uint32_t(stuffs_.size()))];
         } else {
             const uint32_t p = region_[random(uint32_t(region_.size()))];
-            const size_t degree = begin_[p + 1] - begin_[p];
-            to = degree ? z_[arcs_[begin_[p] + random(uint32_t(degree))].node] : z_[seed];
+            const size_t degree = arcs_.count(p);
+            to = degree ? z_[arcs_[arcs_.begin(p) + random(uint32_t(degree))].node] : z_[seed];
         }
         for (uint32_t p : region_) {
             if (z_[p] == to) continue;
@@ -339,7 +332,7 @@ private:
         // The region itself only moves back if that pays; its surroundings settle first.
         for (size_t r = region_.size(); r-- > 0;) {
             const uint32_t p = region_[r];
-            for (size_t i = begin_[p]; i < begin_[p + 1]; i++) push(arcs_[i].node);
+            for (size_t i = arcs_.begin(p); i < arcs_.end(p); i++) push(arcs_[i].node);
         }
         for (uint32_t p : region_) push(p);
         settle();

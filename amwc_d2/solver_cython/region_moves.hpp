@@ -9,9 +9,10 @@
 #include <cstdint>
 #include <vector>
 
-#include "grid.hpp"
-#include "labelling.hpp"
-#include "moves.hpp"
+#include "detail/grid.hpp"
+#include "detail/labelling.hpp"
+#include "detail/runs.hpp"
+#include "node_moves.hpp"
 
 namespace amwc {
 

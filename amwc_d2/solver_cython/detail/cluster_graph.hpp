@@ -5,8 +5,10 @@
 #include <cstdint>
 #include <vector>
 
+#include "csr.hpp"
 #include "grid.hpp"
 #include "labelling.hpp"
+#include "runs.hpp"
 #include "sums.hpp"
 
 namespace amwc {
@@ -18,13 +20,13 @@ public:
     std::vector<uint32_t> size;  // pixels of a thing cluster
 
     // The runs of pixels in a row of a thing cluster c: those from begin(c) on and before begin(c + 1).
-    uint32_t begin(size_t c) const { return begin_[c]; }
+    uint32_t begin(size_t c) const { return uint32_t(runs_.begin(c)); }
     const Run& run(uint32_t r) const { return runs_[r]; }
 
     // Calls f(p, length) for every one of them.
     template <class F>
     void for_each_run(uint32_t c, F f) const {
-        for (uint32_t r = begin_[c]; r < begin_[c + 1]; r++) f(runs_[r].start, runs_[r].length);
+        for (uint32_t r = begin(c); r < begin(c + 1); r++) f(runs_[r].start, runs_[r].length);
     }
 
     // Calls f(p) for every pixel of a thing cluster.
@@ -45,19 +47,17 @@ public:
         K = g.K;
         const size_t clusters = l.class_of.size();
         size.assign(clusters, 0);
-        begin_.assign(clusters + 2, 0);
         found_.clear();
         amwc::for_each_run(g, l.z, [&](uint32_t p, uint32_t length) {
             const size_t c = size_t(l.z[p]);
             if (c < size_t(K)) return;
             size[c] += length;
-            begin_[c + 2]++;
             found_.push_back({p, length});
         });
         if (found_.empty()) return false;
-        for (size_t c = 0; c < clusters; c++) begin_[c + 2] += begin_[c + 1];
-        runs_.resize(found_.size());
-        for (const Run& run : found_) runs_[begin_[size_t(l.z[run.start]) + 1]++] = run;
+        runs_.build(clusters, [&](auto put) {
+            for (const Run& run : found_) put(size_t(l.z[run.start]), run);
+        });
         from_.clear();
         to_.clear();
         weight_.clear();
@@ -88,8 +88,9 @@ public:
     }
 
 private:
-    std::vector<Run> found_, runs_;  // in the order of the pixels, and by cluster
-    std::vector<uint32_t> begin_, from_, to_;
+    std::vector<Run> found_;  // in the order of the pixels
+    Csr<Run> runs_;           // by cluster
+    std::vector<uint32_t> from_, to_;
     std::vector<float> weight_;
     Sums sums_;
 };

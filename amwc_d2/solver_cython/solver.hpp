@@ -1,4 +1,5 @@
-// From clusters to an answer: the forced join of stuff, and ids in the order of first appearance.
+// The driver: which steps run, in which order, for each method; and from clusters to an answer, the
+// forced join of stuff and ids in the order of first appearance.
 #pragma once
 
 #include <cmath>
@@ -9,14 +10,18 @@
 
 #include "assignment.hpp"
 #include "cheapest.hpp"
+#include "detail/graph.hpp"
+#include "detail/grid.hpp"
+#include "detail/labelling.hpp"
+#include "detail/objective.hpp"
+#include "detail/runs.hpp"
 #include "greedy.hpp"
-#include "grid.hpp"
 #include "joins.hpp"
 #include "label_first.hpp"
-#include "moves.hpp"
-#include "pieces.hpp"
-#include "regions.hpp"
-#include "search.hpp"
+#include "local_search.hpp"
+#include "node_moves.hpp"
+#include "piece_moves.hpp"
+#include "region_moves.hpp"
 
 namespace amwc {
 
