@@ -2,21 +2,25 @@ PYTHON ?= python3
 ENV := .venv
 PY := $(ENV)/bin/python
 
-.PHONY: help env test lint demo sanitize
+.PHONY: help env test test-all lint demo sanitize
 
 help:
 	@echo "make env       .venv with everything (torch, Detectron2, the solver)"
 	@echo "make demo      both training stages on the toy set, evaluation, pictures under output/"
-	@echo "make test      the tests"
+	@echo "make test      the fast tests (a few minutes)"
+	@echo "make test-all  every test"
 	@echo "make lint      ruff and cython-lint"
 	@echo "make sanitize  the solver's tests and fuzzing under ASan and UBSan"
 
 env:
-	@PYTHON=$(PYTHON) tools/make_env.sh $(ENV)
+	@PYTHON=$(PYTHON) tools/maintainer/make_env.sh $(ENV)
 
 # One process a core, one thread each: faster than one process with many threads.
 test: env
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto
+
+test-all: env
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto -m "slow or not slow"
 
 lint: env
 	$(ENV)/bin/ruff check . && $(ENV)/bin/ruff format --check . && \
@@ -36,4 +40,4 @@ sanitize: env
 	touch $(SAN)/amwc_d2/__init__.py
 	cp amwc_d2/solver_cython/*.py $(SAN)/amwc_d2/solver_cython/
 	AMWC_SANITIZE=1 $(PY) setup.py -q build_ext --build-lib $(SAN) --build-temp $(SAN)/temp
-	$(SAN_RUN) $(PY) tools/fuzz_solver.py --cases 10000
+	$(SAN_RUN) $(PY) tests/solver/fuzz_solver.py --cases 10000

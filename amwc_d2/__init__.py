@@ -23,11 +23,11 @@ _missing = None
 try:
     from amwc_d2.affinity_head import AMWCAffinityHead
     from amwc_d2.config import add_amwc_config
-    from amwc_d2.datasets import register_panoptic_dataset, register_panoptic_folders
+    from amwc_d2.data.datasets import register_panoptic_dataset, register_panoptic_folders
+    from amwc_d2.data.target_generator import AMWCTargetGenerator
+    from amwc_d2.engine.trainer import Trainer
     from amwc_d2.evaluation import AMWCPanopticEvaluator, build_evaluator
     from amwc_d2.panoptic_seg import AMWCPanoptic
-    from amwc_d2.target_generator import AMWCTargetGenerator
-    from amwc_d2.trainer import Trainer
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] == "amwc_d2":
         raise

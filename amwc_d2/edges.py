@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+VOID = -1  # label of cells and pixels that belong to no segment
+
 
 def _shift(x: Tensor, dy: int, dx: int) -> Tensor:
     """out[..., y, x] = x[..., y + dy, x + dx], zero where that lies outside. Any sign."""

@@ -3,8 +3,8 @@
 A zoo is a folder with ``index.json``, ``{name: {"checkpoint": file, "sha256": hash}}``, and a
 folder for each name: the checkpoint (tensors only), ``config.yaml``, ``classes.json`` (the
 categories of its training set), ``metrics.json`` (the evaluation of exactly this file) and
-``log.jsonl`` (the training). ``tools/release_checkpoint.py`` writes them. All functions take
-``root``, the zoo's folder or URL; by default ``$AMWC_D2_MODEL_ZOO``, or else the repository's
+``log.jsonl`` (the training). ``tools/maintainer/release_checkpoint.py`` writes them. All functions
+take ``root``, the zoo's folder or URL; by default ``$AMWC_D2_MODEL_ZOO``, or else the repository's
 ``checkpoints``.
 """
 
@@ -21,7 +21,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 
 from amwc_d2.config import add_amwc_config, use_available_device
-from amwc_d2.panoptic_format import class_metadata
+from amwc_d2.data.panoptic_format import class_metadata
 
 __all__ = ["get", "get_checkpoint_path", "get_config", "get_metrics", "names"]
 

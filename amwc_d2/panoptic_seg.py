@@ -23,21 +23,20 @@ from detectron2.utils.memory import retry_if_cuda_oom
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amwc_d2.affinity_loss import affinity_loss, affinity_targets
 from amwc_d2.amwc_layer import SolverSettings, solve, to_arrays
 from amwc_d2.config import STAGES
 from amwc_d2.costs import Costs, check_finite
-from amwc_d2.datasets import check_panoptic_metadata
-from amwc_d2.edges import at_cell_centres
-from amwc_d2.end_to_end_loss import EndToEndLoss, Truth
-from amwc_d2.oracle import ORACLES, missing_truth, oracle_costs
+from amwc_d2.data.datasets import check_panoptic_metadata
+from amwc_d2.edges import VOID, at_cell_centres
+from amwc_d2.evaluation.oracle import ORACLES, missing_truth, oracle_costs
+from amwc_d2.losses.affinity import affinity_loss, affinity_targets
+from amwc_d2.losses.end_to_end import EndToEndLoss, Truth
 from amwc_d2.post_processing import (
     panoptic_result,
     panoptic_to_instances,
     segment_scores,
     upsample_labels,
 )
-from amwc_d2.pq_loss import VOID
 from amwc_d2.solver_cython import lower_bound
 
 TRAINED_LAYERS = ("classifiers", "heads", "decoders", "all")
@@ -419,7 +418,7 @@ class AMWCPanoptic(nn.Module):
         """The network's half of inference; ``label`` is the solver's.
 
         The two may run on different threads, so that the solver works on one batch while the
-        network computes the next (``inference.py``).
+        network computes the next (``evaluation/loop.py``).
         """
         images = self.preprocess(batched_inputs)
         class_logits, affinity_logits = self.logits(images.tensor)

@@ -15,8 +15,8 @@ from detectron2.data.detection_utils import read_image
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from matplotlib import colormaps
 
+from amwc_d2.data.panoptic_format import read_panoptic_png
 from amwc_d2.edges import cut_edges, edge_exists
-from amwc_d2.panoptic_format import read_panoptic_png
 
 TILE_WIDTH = 640  # pixels of one picture in a panel
 TITLE_HEIGHT = 28

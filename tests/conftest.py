@@ -53,7 +53,7 @@ def shared_data():
 @pytest.fixture(scope="session")
 def toy_root():
     """Folder of a toy set of 12 + 6 images, loaded as ``toy_panoptic_{train,val}``."""
-    from amwc_d2.toy_dataset import make_toy_dataset
+    from amwc_d2.data.toy_dataset import make_toy_dataset
 
     return make_toy_dataset(DATASETS / "toy", num_train=12, num_val=6)
 
@@ -118,7 +118,7 @@ def _write_cityscapes_image(root, split, index, seed):
     from cityscapesscripts.helpers.labels import id2label
     from PIL import Image
 
-    from amwc_d2.toy_scenes import draw_scene
+    from amwc_d2.data.toy_scenes import draw_scene
 
     image, segments, segments_info = draw_scene(np.random.default_rng(seed))
     instance_ids = np.zeros(segments.shape, np.uint16)

@@ -9,7 +9,6 @@ import logging
 from pathlib import Path
 
 import torch
-from command_line import model_parser
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from detectron2.utils.logger import setup_logger
@@ -17,8 +16,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from amwc_d2.config import load_config, use_available_device
-from amwc_d2.datasets import check_panoptic_metadata
-from amwc_d2.panoptic_format import IMAGE_SUFFIXES
+from amwc_d2.data.datasets import check_panoptic_metadata
+from amwc_d2.data.panoptic_format import IMAGE_SUFFIXES
+from amwc_d2.engine.command_line import model_parser
 from amwc_d2.visualization import draw_panel, load_image
 
 logger = logging.getLogger("amwc_d2.demo")

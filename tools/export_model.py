@@ -15,12 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from command_line import model_parser
 from detectron2.data import MetadataCatalog
 from detectron2.utils.logger import setup_logger
-from network_outputs import load_model
 
 from amwc_d2.config import load_config
+from amwc_d2.engine.command_line import load_model, model_parser
 
 logger = logging.getLogger("amwc_d2.export_model")
 

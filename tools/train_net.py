@@ -12,7 +12,7 @@ from detectron2.utils.logger import setup_logger
 
 from amwc_d2 import Trainer
 from amwc_d2.config import load_config, use_available_device
-from amwc_d2.launch import launch
+from amwc_d2.engine.launch import launch
 
 
 def setup(args):

@@ -26,7 +26,7 @@ from tabulate import tabulate
 
 from amwc_d2.config import load_config
 from amwc_d2.evaluation import grid_ceiling
-from amwc_d2.oracle import ORACLES
+from amwc_d2.evaluation.oracle import ORACLES
 
 logger = logging.getLogger("amwc_d2.two_stages")
 TOOLS = Path(__file__).resolve().parent

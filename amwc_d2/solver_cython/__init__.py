@@ -10,19 +10,28 @@ has at most one segment. Positive edge costs are attractive. ``edge_costs[d, 0, 
 (y + distances[d], x); entries whose other end lies outside the grid are ignored.
 """
 
-import os
-import threading
 from typing import NamedTuple
 
 import numpy as np
 
 try:
-    from ._amwc import Arena, all_finite, bound, bound_graph, objective
+    from ._amwc import bound, bound_graph, objective
 except ModuleNotFoundError as error:
     raise ImportError(
         "the solver of amwc_d2 is not compiled for this Python. Run 'pip install -e .' in the "
         "repository; it needs a C++ compiler (gcc or clang)."
     ) from error
+
+from ._threads import run, run_batch, thread_count
+from ._validation import (
+    check_finite,
+    check_graph,
+    check_grid,
+    check_labelling,
+    check_lengths,
+    check_partitionable,
+    method_code,
+)
 
 __all__ = [
     "Solution",
@@ -36,9 +45,6 @@ __all__ = [
     "solve_mwc_batch",
     "thread_count",
 ]
-
-METHODS = {"greedy": 0, "fast": 1, "best": 2}
-_DOT = "the solver runs on the CPU: pass a NumPy array, of a tensor .detach().cpu().numpy()"
 
 
 class Solution(NamedTuple):
@@ -73,7 +79,7 @@ def solve_amwc(node_costs, edge_costs, distances, partitionable, method="fast"):
         ValueError: an argument has a wrong shape or value, or a cost is not finite.
         TypeError: an argument is not a NumPy array or has a dtype that cannot be used.
     """
-    return _run(_amwc_job(node_costs, edge_costs, distances, partitionable, method))
+    return run(_amwc_job(node_costs, edge_costs, distances, partitionable, method))
 
 
 def solve_amwc_batch(
@@ -94,8 +100,8 @@ def solve_amwc_batch(
     Raises:
         ValueError, TypeError: as :func:`solve_amwc`, the message begins with the image's index.
     """
-    _check_lengths(node_costs=node_costs, edge_costs=edge_costs)
-    return _run_batch(
+    check_lengths(node_costs=node_costs, edge_costs=edge_costs)
+    return run_batch(
         lambda i: _amwc_job(node_costs[i], edge_costs[i], distances, partitionable, method),
         len(node_costs),
         num_threads,
@@ -117,7 +123,7 @@ def solve_mwc(node_costs, edge_costs, distances, init=None):
     Raises:
         ValueError, TypeError: as :func:`solve_amwc`.
     """
-    return _run(_mwc_job(node_costs, edge_costs, distances, init))
+    return run(_mwc_job(node_costs, edge_costs, distances, init))
 
 
 def solve_mwc_batch(node_costs, edge_costs, distances, inits=None, num_threads=0):
@@ -138,8 +144,8 @@ def solve_mwc_batch(node_costs, edge_costs, distances, inits=None, num_threads=0
     """
     if inits is None:
         inits = [None] * len(node_costs)
-    _check_lengths(node_costs=node_costs, edge_costs=edge_costs, inits=inits)
-    return _run_batch(
+    check_lengths(node_costs=node_costs, edge_costs=edge_costs, inits=inits)
+    return run_batch(
         lambda i: _mwc_job(node_costs[i], edge_costs[i], distances, inits[i]),
         len(node_costs),
         num_threads,
@@ -163,11 +169,11 @@ def solve_amwc_graph(node_costs, edges, edge_costs, partitionable, method="greed
     Raises:
         ValueError, TypeError: as :func:`solve_amwc`.
     """
-    node_costs, edges, edge_costs = _graph(node_costs, edges, edge_costs)
+    node_costs, edges, edge_costs = check_graph(node_costs, edges, edge_costs)
     nodes, k = node_costs.shape
-    partitionable = _partitionable(partitionable, k)
+    partitionable = check_partitionable(partitionable, k)
     classes, segments = np.empty(nodes, np.int32), np.empty(nodes, np.int32)
-    code = _method(method)
+    code = method_code(method)
 
     def job(arena):
         value = arena.amwc_graph(
@@ -175,7 +181,7 @@ def solve_amwc_graph(node_costs, edges, edge_costs, partitionable, method="greed
         )
         return Solution(classes, segments, value)
 
-    return _run(job)
+    return run(job)
 
 
 def amwc_objective(node_costs, edge_costs, distances, classes, segments):
@@ -189,241 +195,10 @@ def amwc_objective(node_costs, edge_costs, distances, classes, segments):
     Raises:
         ValueError, TypeError: as :func:`solve_amwc`.
     """
-    node_costs, edge_costs, distances = _grid(node_costs, edge_costs, distances)
-    classes = _labelling("classes", classes, node_costs.shape[1:], len(node_costs))
-    segments = _labelling("segments", segments, node_costs.shape[1:], None)
+    node_costs, edge_costs, distances = check_grid(node_costs, edge_costs, distances)
+    classes = check_labelling("classes", classes, node_costs.shape[1:], len(node_costs))
+    segments = check_labelling("segments", segments, node_costs.shape[1:], None)
     return objective(node_costs, edge_costs, distances, classes, segments)
-
-
-def _amwc_job(node_costs, edge_costs, distances, partitionable, method):
-    node_costs, edge_costs, distances = _grid(node_costs, edge_costs, distances, finite=False)
-    partitionable = _partitionable(partitionable, len(node_costs))
-    code = _method(method)
-
-    def job(arena):
-        classes = np.empty(node_costs.shape[1:], np.int32)
-        segments = np.empty_like(classes)
-        value = arena.amwc(
-            node_costs, edge_costs, distances, partitionable, code, classes, segments
-        )
-        return Solution(classes, segments, _finite(value, node_costs))
-
-    return job
-
-
-def _mwc_job(node_costs, edge_costs, distances, init):
-    node_costs, edge_costs, distances = _grid(node_costs, edge_costs, distances, finite=False)
-    if init is not None:
-        init = _labelling("init", init, node_costs.shape[1:], len(node_costs))
-
-    def job(arena):
-        classes = np.empty(node_costs.shape[1:], np.int32)
-        segments = np.empty_like(classes)
-        value = arena.multiway(node_costs, edge_costs, distances, init, classes, segments)
-        return Solution(classes, segments, _finite(value, node_costs))
-
-    return job
-
-
-# --- threads
-
-_arenas = []  # free working memories; list.append and list.pop are atomic
-
-
-def _run(job):
-    try:
-        arena = _arenas.pop()
-    except IndexError:
-        arena = Arena()
-    try:
-        return job(arena)
-    finally:
-        _arenas.append(arena)
-
-
-def _run_batch(make_job, count, num_threads):
-    threads = min(thread_count(num_threads), count)
-    results, failures = [None] * count, {}
-    todo = iter(range(count))
-    stop = threading.Event()
-
-    def work():
-        for i in todo:  # next() of a range iterator is atomic
-            if stop.is_set():
-                return
-            try:
-                results[i] = _run(make_job(i))
-            except Exception as error:
-                failures[i] = error
-                stop.set()
-
-    if threads <= 1:
-        work()
-    else:
-        workers = [threading.Thread(target=work, daemon=True) for _ in range(threads)]
-        for worker in workers:
-            worker.start()
-        try:
-            for worker in workers:
-                worker.join()
-        except BaseException:  # Ctrl-C: let the images in work finish, start no other
-            stop.set()
-            raise
-    if failures:
-        i = min(failures)
-        error = failures[i]
-        if isinstance(error, (TypeError, ValueError, MemoryError)):
-            raise type(error)(f"image {i}: {error}") from error
-        raise error
-    return results
-
-
-def thread_count(num_threads):
-    """The threads that ``num_threads`` stands for: see :func:`solve_amwc_batch`."""
-    if isinstance(num_threads, bool) or num_threads != int(num_threads) or num_threads < 0:
-        raise ValueError(f"num_threads: expected an int >= 0 (0 = automatic), got {num_threads!r}")
-    if num_threads:
-        return int(num_threads)
-    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    if asked.isdigit() and int(asked):
-        return int(asked)
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-# --- validation
-
-
-def _floats(name, array, shape, ndim, empty=False, finite=True):
-    if not isinstance(array, np.ndarray):
-        raise TypeError(
-            f"{name}: expected a float32 array {shape}, got {type(array).__name__}; {_DOT}"
-        )
-    if array.dtype not in (np.float32, np.float64, np.float16):
-        raise TypeError(
-            f"{name}: expected float32, got {array.dtype}; convert with .astype(np.float32)"
-        )
-    if array.ndim != ndim or (not empty and array.size == 0):
-        raise ValueError(f"{name}: expected shape {shape}, not empty, got {array.shape}")
-    array = np.require(array, np.float32, ["C", "ALIGNED"])
-    if finite and not all_finite(array.reshape(-1)):
-        raise _not_finite(name, array)
-    return array
-
-
-def _not_finite(name, array):
-    where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-    return ValueError(
-        f"{name}: all costs must be finite in float32, got {array[where]} at "
-        f"index {where}; check the head that made them"
-    )
-
-
-def _finite(value, node_costs):
-    """Pass on an objective; the solver returns NaN for node costs that are not finite."""
-    if value != value:
-        raise _not_finite("node_costs", node_costs)
-    return value
-
-
-def _ints(name, array, dtype=np.int64):
-    """Check for integers; dtype=None: as they are."""
-    array = np.asarray(array)
-    if array.dtype.kind not in "iu" and array.size:
-        raise TypeError(f"{name}: expected integers, got {array.dtype}")
-    return np.ascontiguousarray(array, dtype)
-
-
-def _grid(node_costs, edge_costs, distances, finite=True):
-    node_costs = _floats("node_costs", node_costs, "(K, H, W)", 3, finite=finite)
-    distances = _ints("distances", distances)
-    if (
-        distances.ndim != 1
-        or (distances < 1).any()
-        or len(set(distances.tolist())) != len(distances)
-    ):
-        raise ValueError(
-            f"distances: expected a flat list of distinct ints >= 1, got {distances.tolist()}"
-        )
-    edge_costs = _floats("edge_costs", edge_costs, "(D, 2, H, W)", 4, empty=not len(distances))
-    expected = (len(distances), 2, *node_costs.shape[1:])
-    if edge_costs.shape != expected:
-        raise ValueError(
-            f"edge_costs: expected shape {expected} for {len(distances)} distances "
-            f"and node_costs of shape {node_costs.shape}, got {edge_costs.shape}"
-        )
-    return node_costs, edge_costs, np.minimum(distances, 2**30).astype(np.int32)
-
-
-def _graph(node_costs, edges, edge_costs):
-    node_costs = _floats("node_costs", node_costs, "(N, K)", 2)
-    nodes = len(node_costs)
-    edge_costs = _floats("edge_costs", edge_costs, "(E,)", 1, empty=True)
-    edges = _ints("edges", edges)
-    if not edges.size:
-        edges = edges.reshape(0, 2)
-    if edges.shape != (len(edge_costs), 2):
-        raise ValueError(
-            f"edges: expected shape ({len(edge_costs)}, 2), one row for each of "
-            f"edge_costs, got {edges.shape}"
-        )
-    if edges.size and not (edges.min() >= 0 and edges.max() < nodes):
-        raise ValueError(
-            f"edges: node ids must be in [0, {nodes}), got [{edges.min()}, {edges.max()}]"
-        )
-    if (edges[:, 0] == edges[:, 1]).any():
-        row = int(np.argmax(edges[:, 0] == edges[:, 1]))
-        raise ValueError(f"edges: row {row} joins node {edges[row, 0]} to itself; remove it")
-    return node_costs, *_merge_parallel(edges, edge_costs, nodes)
-
-
-def _partitionable(partitionable, k):
-    partitionable = np.asarray(partitionable)
-    if partitionable.shape != (k,) or partitionable.dtype.kind not in "biu":
-        raise ValueError(
-            f"partitionable: expected bool ({k},), one for each class of node_costs, "
-            f"got {partitionable.dtype} {partitionable.shape}"
-        )
-    return np.ascontiguousarray(partitionable != 0).view(np.uint8)
-
-
-def _labelling(name, labels, shape, k):
-    labels = _ints(name, labels, None)
-    if labels.shape != tuple(shape):
-        raise ValueError(f"{name}: expected shape {tuple(shape)}, got {labels.shape}")
-    low, high = int(labels.min()), int(labels.max())
-    if k is not None and not (low >= 0 and high < k):
-        raise ValueError(f"{name}: expected labels in [0, {k}), got [{low}, {high}]")
-    if low < -(2**31) or high >= 2**31:
-        raise ValueError(f"{name}: ids must fit 32 bits, got [{low}, {high}]")
-    return np.ascontiguousarray(labels, np.int32)
-
-
-def _method(method):
-    if method not in METHODS:
-        raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
-    return METHODS[method]
-
-
-def _check_lengths(**sequences):
-    lengths = {name: len(sequence) for name, sequence in sequences.items()}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"expected sequences of one length, got {lengths}")
-
-
-def _merge_parallel(edges, edge_costs, nodes):
-    low, high = edges.min(1, initial=nodes), edges.max(1, initial=-1)
-    _, first, inverse = np.unique(low * nodes + high, return_index=True, return_inverse=True)
-    if len(first) < len(edges):
-        rank = np.argsort(np.argsort(first))
-        summed = np.zeros(len(first), np.float64)
-        np.add.at(summed, rank[inverse.ravel()], edge_costs)
-        edges, edge_costs = edges[np.sort(first)], summed.astype(np.float32)
-    return edges.astype(np.int32), edge_costs
-
-
-# --- lower bound
 
 
 def lower_bound(node_costs, edge_costs, distances, partitionable, tight=False):
@@ -445,8 +220,8 @@ def lower_bound(node_costs, edge_costs, distances, partitionable, tight=False):
     Raises:
         ValueError, TypeError: as :func:`solve_amwc`.
     """
-    node_costs, edge_costs, distances = _grid(node_costs, edge_costs, distances)
-    partitionable = _partitionable(partitionable, len(node_costs))
+    node_costs, edge_costs, distances = check_grid(node_costs, edge_costs, distances)
+    partitionable = check_partitionable(partitionable, len(node_costs))
     return bound(node_costs, edge_costs, distances, partitionable, bool(tight))
 
 
@@ -462,6 +237,36 @@ def lower_bound_graph(node_costs, edges, edge_costs, partitionable):
     Raises:
         ValueError, TypeError: as :func:`solve_amwc_graph`.
     """
-    node_costs, edges, edge_costs = _graph(node_costs, edges, edge_costs)
-    partitionable = _partitionable(partitionable, node_costs.shape[1])
+    node_costs, edges, edge_costs = check_graph(node_costs, edges, edge_costs)
+    partitionable = check_partitionable(partitionable, node_costs.shape[1])
     return bound_graph(node_costs, edges, edge_costs, partitionable)
+
+
+def _amwc_job(node_costs, edge_costs, distances, partitionable, method):
+    node_costs, edge_costs, distances = check_grid(node_costs, edge_costs, distances, finite=False)
+    partitionable = check_partitionable(partitionable, len(node_costs))
+    code = method_code(method)
+
+    def job(arena):
+        classes = np.empty(node_costs.shape[1:], np.int32)
+        segments = np.empty_like(classes)
+        value = arena.amwc(
+            node_costs, edge_costs, distances, partitionable, code, classes, segments
+        )
+        return Solution(classes, segments, check_finite(value, node_costs))
+
+    return job
+
+
+def _mwc_job(node_costs, edge_costs, distances, init):
+    node_costs, edge_costs, distances = check_grid(node_costs, edge_costs, distances, finite=False)
+    if init is not None:
+        init = check_labelling("init", init, node_costs.shape[1:], len(node_costs))
+
+    def job(arena):
+        classes = np.empty(node_costs.shape[1:], np.int32)
+        segments = np.empty_like(classes)
+        value = arena.multiway(node_costs, edge_costs, distances, init, classes, segments)
+        return Solution(classes, segments, check_finite(value, node_costs))
+
+    return job

@@ -1,0 +1,1 @@
+"""Data: datasets in panoptic format, their registration, and the targets made of them."""

@@ -1,0 +1,121 @@
+"""Training targets from panoptic ground truth: classes, segments and their weights.
+
+Shape shorthand in this module:
+
+    H, W: the augmented image    S: ground-truth segments listed for the image
+"""
+
+import numpy as np
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.projects.panoptic_deeplab import PanopticDeeplabDatasetMapper
+
+from amwc_d2.edges import VOID
+
+
+class AMWCTargetGenerator:
+    """Turns a panoptic id map and its ``segments_info`` into training targets.
+
+    Called by ``PanopticDeeplabDatasetMapper`` after augmentation, so ids may be cropped away.
+    """
+
+    def __init__(
+        self,
+        *,
+        ignore_label: int,
+        thing_ids,
+        thing_edge_weight: float = 4.0,
+        small_instance_area: int = 4096,
+        small_instance_weight: float = 3.0,
+        ignore_crowd_in_semantic: bool = False,
+    ):
+        """
+        Args:
+            ignore_label: class of void pixels in ``sem_seg``.
+            thing_ids: contiguous ids of the thing classes.
+            thing_edge_weight: weight of edges with an end on a thing (paper 4.2: 4).
+            small_instance_area: things below this many pixels are small.
+            small_instance_weight: extra weight of small things (paper 4.2: 3).
+            ignore_crowd_in_semantic: make the pixels of crowd regions void in ``sem_seg``.
+        """
+        self.ignore_label = ignore_label
+        self.thing_ids = frozenset(thing_ids)
+        self.thing_edge_weight = thing_edge_weight
+        self.small_instance_area = small_instance_area
+        self.small_instance_weight = small_instance_weight
+        self.ignore_crowd_in_semantic = ignore_crowd_in_semantic
+
+    @classmethod
+    def from_config(cls, cfg):
+        meta = MetadataCatalog.get((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)[0])
+        return cls(
+            ignore_label=meta.ignore_label,
+            thing_ids=meta.thing_dataset_id_to_contiguous_id.values(),
+            thing_edge_weight=cfg.MODEL.INS_EMBED_HEAD.THING_EDGE_WEIGHT,
+            small_instance_area=cfg.INPUT.SMALL_INSTANCE_AREA,
+            small_instance_weight=cfg.INPUT.SMALL_INSTANCE_WEIGHT,
+            ignore_crowd_in_semantic=cfg.INPUT.IGNORE_CROWD_IN_SEMANTIC,
+        )
+
+    def __call__(self, panoptic, segments_info) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            panoptic: int array (H, W) of panoptic ids; 0 is void.
+            segments_info: list of dicts with ``id``, contiguous ``category_id``, ``iscrowd``.
+
+        Returns:
+            ``sem_seg`` int64 (H, W), class or ignore_label;
+            ``sem_seg_weights`` float32 (H, W), the class loss weight;
+            ``segments`` int64 (H, W), index into ``segment_classes``, -1 = void;
+            ``segment_classes`` int64 (S,); ``segment_crowd`` bool (S,);
+            ``affinity_weights`` float32 (H, W), the weight of edges that end here, 0 = none.
+
+        Raises:
+            ValueError: an id in the map that ``segments_info`` does not list.
+        """
+        ids, inverse = np.unique(panoptic, return_inverse=True)
+        index_of = {seg["id"]: index for index, seg in enumerate(segments_info)}
+        unknown = [int(i) for i in ids if i != 0 and int(i) not in index_of]
+        if unknown:
+            raise ValueError(
+                f"the panoptic map holds ids {unknown[:5]} that its segments_info does not list "
+                f"(it lists {sorted(index_of)[:5]}...). Every id but 0 needs an entry: mend the "
+                "JSON, or paint the pixels 0 (void)."
+            )
+        count = len(segments_info)
+        classes = np.array([seg["category_id"] for seg in segments_info], dtype=np.int64)
+        crowd = np.array([bool(seg["iscrowd"]) for seg in segments_info], dtype=bool)
+        thing = np.array([int(c) in self.thing_ids for c in classes], dtype=bool)
+
+        segment_of_id = np.array([index_of.get(int(i), VOID) for i in ids], dtype=np.int64)
+        segments = segment_of_id[inverse].reshape(panoptic.shape)
+        area = np.bincount(segments.ravel() + 1, minlength=count + 1)[1:]
+        small = thing & (area < self.small_instance_area)
+
+        # One value a segment, the last one (index -1) for void.
+        label = np.append(classes, self.ignore_label)
+        if self.ignore_crowd_in_semantic:
+            label[:-1][crowd] = self.ignore_label
+        class_weight = np.append(np.where(small, self.small_instance_weight, 1.0), 1.0)
+        edge_weight = np.where(thing, self.thing_edge_weight, 1.0) * class_weight[:-1]
+        edge_weight = np.append(np.where(crowd, 0.0, edge_weight), 0.0)
+        return {
+            "sem_seg": torch.from_numpy(label[segments]),
+            "sem_seg_weights": torch.from_numpy(class_weight[segments].astype(np.float32)),
+            "segments": torch.from_numpy(segments),
+            "segment_classes": torch.from_numpy(classes),
+            "segment_crowd": torch.from_numpy(crowd),
+            "affinity_weights": torch.from_numpy(edge_weight[segments].astype(np.float32)),
+        }
+
+
+class AMWCDatasetMapper(PanopticDeeplabDatasetMapper):
+    """Panoptic-DeepLab's mapper, naming the file when its ground truth is wrong."""
+
+    def __call__(self, dataset_dict):
+        try:
+            return super().__call__(dataset_dict)
+        except ValueError as error:
+            raise ValueError(
+                f"{dataset_dict['pan_seg_file_name']} (image {dataset_dict['file_name']}): {error}"
+            ) from error

@@ -1,0 +1,1 @@
+"""Training and what runs around it: trainer, processes, checkpoints, timing, the command line."""

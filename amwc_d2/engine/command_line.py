@@ -1,0 +1,64 @@
+"""What the tools share: the arguments that name a model, loading it, and the commit of the code."""
+
+import argparse
+import subprocess
+from pathlib import Path
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling import build_model
+
+from amwc_d2.config import use_available_device
+
+
+def model_parser(description, config_file=None):
+    """Make a parser with ``--config-file`` and ``--opts``, which say what model to load.
+
+    Args:
+        description (str): the tool's docstring, shown as it stands.
+        config_file (str or None): the default; None makes the argument a required one.
+
+    Returns:
+        ArgumentParser
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config-file", metavar="FILE", default=config_file, required=config_file is None,
+        help="the model's config" + (f" (default: {config_file})" if config_file else ""),
+    )  # fmt: skip
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",
+        help="config options, last on the line; MODEL.WEIGHTS is the checkpoint",
+    )  # fmt: skip
+    return parser
+
+
+def load_model(cfg):
+    """The model of a config with MODEL.WEIGHTS, on the CPU where there is no GPU.
+
+    Raises:
+        FileNotFoundError: the weights are a local file that is not there.
+    """
+    weights = cfg.MODEL.WEIGHTS
+    if weights and "://" not in weights and not Path(weights).is_file():
+        raise FileNotFoundError(
+            f"MODEL.WEIGHTS '{weights}' is not there. Train stage 1 first (tools/train_net.py), or "
+            "give MODEL.WEIGHTS another checkpoint."
+        )
+    cfg = cfg.clone()
+    cfg.defrost()
+    use_available_device(cfg)
+    model = build_model(cfg)
+    DetectionCheckpointer(model).load(weights)
+    return model
+
+
+def commit() -> str:
+    """The repository's commit, with "+changes" where files differ from it; "" outside git."""
+    here = Path(__file__).resolve().parent
+    git = ["git", "-C", str(here), "describe", "--always", "--dirty=+changes", "--exclude=*"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""

@@ -1,0 +1,316 @@
+"""Stage 2's losses: how good is what the solver makes of the costs?
+
+Solve, compare the solution with the ground truth; the gradient comes back through the solver
+(``amwc_layer``). The loss of the paper is the PQ surrogate; the others can be added to it or take
+its place.
+
+Shape shorthand in this module:
+
+    N: images    K: classes    D: distances    2: directions    H, W: the grid (stride 4), padded
+    S: true segments of one image    J: channels of the PQ loss, padded to the largest image
+    Y, X: the ground truth's pixels: H, W times a stride >= 1
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, one_hot
+
+from amwc_d2.amwc_layer import AMWCLayer, LabelLayer, SolverSettings, solve
+from amwc_d2.costs import without_scale
+from amwc_d2.edges import VOID, at_cell_centres, cut_edges
+from amwc_d2.losses.labels import class_loss, cut_loss, edge_weights, fenchel_young_loss
+from amwc_d2.losses.pq import SURROGATES, match_segments, one_hot_masks, pq_surrogate_loss
+
+
+@dataclass
+class Truth:
+    """The ground truth of a batch, on the CPU.
+
+    Attributes:
+        segments: int64 (N, Y, X), true segment of every pixel of the network's input, -1 = void.
+        classes: N tensors (S,), int64. crowd: N tensors (S,), bool.
+        class_weight, affinity_weight: float (N, H, W) or None, how much a cell counts in equations
+            7 and 8 (stage 1's weights, paper A.4); None: all alike.
+    """
+
+    segments: Tensor
+    classes: list[Tensor]
+    crowd: list[Tensor]
+    class_weight: Tensor | None = None
+    affinity_weight: Tensor | None = None
+
+    def at_centres(self, height: int) -> "Truth":
+        """The truth at the centres of a grid's cells, (N, H, W), for a grid of H = ``height``."""
+        stride = self.segments.shape[1] // height
+        return replace(self, segments=at_cell_centres(self.segments, stride))
+
+    def valid(self, sizes) -> Tensor:
+        """Bool, as ``segments``: neither void nor crowd, and within N ``sizes`` (height, width)."""
+        valid = torch.zeros(self.segments.shape, dtype=torch.bool)
+        for n, (h, w) in enumerate(sizes):
+            ignored = torch.cat([self.crowd[n], torch.tensor([True])])  # the last one is void
+            valid[n, :h, :w] = ~ignored[self.segments[n, :h, :w]]
+        return valid
+
+
+class EndToEndLoss:
+    """The losses on the multiway cut of a batch of costs (paper 3.3, A.4), by their weights."""
+
+    def __init__(
+        self,
+        solver: SolverSettings,
+        *,
+        thing_area: float,
+        stuff_area: float,
+        cells_per_area: float = 1 / 16,
+        pq_weight: float = 1.0,
+        surrogate: str = "symmetric",
+        miss_weight: float = 0.1,
+        full_resolution: bool = True,
+        separate_weight: float = 0.0,
+        fenchel_young_weight: float = 0.0,
+        fenchel_young_noise: float = 0.0,
+        normalize_costs: bool = False,
+    ):
+        """
+        Args:
+            solver: how to solve and to differentiate; its ``partitionable`` are the things.
+            thing_area, stuff_area: thresholds below which a segment fades, in pixels.
+            cells_per_area: grid cells in a pixel: 1 / stride^2.
+            pq_weight: weight of the PQ surrogate, w in the paper. It scales the perturbation, not
+                the size of the gradient that comes back.
+            surrogate, miss_weight: see ``pq_surrogate_loss``.
+            full_resolution: compare the cells with all their pixels, which gives the IoU that the
+                metric sees; otherwise with the pixel at their centre (the paper's grid).
+            separate_weight: weight of equations 7 and 8; like ``pq_weight``.
+            fenchel_young_weight: weight of ``fenchel_young_loss``, an ordinary factor.
+            fenchel_young_noise: standard deviation of the Gaussian noise on the costs that it
+                solves (a margin, at the price of another solve); 0: the forward solution.
+            normalize_costs: take the gradient's part along the costs away (``without_scale``).
+
+        Raises:
+            ValueError: an unknown surrogate, or a negative weight.
+        """
+        if surrogate not in SURROGATES:
+            raise ValueError(
+                f"MODEL.AMWC.PQ_LOSS.SURROGATE must be one of {SURROGATES}, got '{surrogate}'"
+            )
+        weights = {
+            "PQ_LOSS.WEIGHT": pq_weight,
+            "SEPARATE_LOSS.WEIGHT": separate_weight,
+            "FENCHEL_YOUNG_LOSS.WEIGHT": fenchel_young_weight,
+            "FENCHEL_YOUNG_LOSS.NOISE": fenchel_young_noise,
+        }
+        for key, value in weights.items():
+            if value < 0:
+                raise ValueError(f"MODEL.AMWC.{key} must be >= 0, got {value}")
+        self.solver = solver
+        self.separate_solver = replace(solver, seconds={})  # its own lambda scale and figures
+        areas = np.where(solver.partitionable, thing_area, stuff_area) * cells_per_area
+        self.area_threshold = torch.from_numpy(areas).float()
+        self.pq_weight = pq_weight
+        self.surrogate = surrogate
+        self.miss_weight = miss_weight
+        self.full_resolution = full_resolution
+        self.separate_weight = separate_weight
+        self.fenchel_young_weight = fenchel_young_weight
+        self.fenchel_young_noise = fenchel_young_noise
+        self.normalize_costs = normalize_costs
+
+    @property
+    def any_weight(self) -> bool:
+        """Whether any of the losses is on."""
+        return (self.pq_weight or self.separate_weight or self.fenchel_young_weight) > 0
+
+    def __call__(
+        self, node_costs: Tensor, edge_costs: Tensor, grid_sizes, truth: Truth
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """
+        Args:
+            node_costs: float32 (N, K, H, W). edge_costs: float32 (N, D, 2, H, W).
+            grid_sizes: N pairs (h, w), the part of the grid that is image.
+            truth: the ground truth, of the grid's shape or a multiple of it.
+
+        Returns:
+            the weighted losses, scalars, by name: ``loss_pq`` (in [0, ``pq_weight``]),
+            ``loss_separate``, ``loss_fenchel_young``, as far as their weight is not 0; and figures
+            for the log. Nothing is solved where all weights are 0.
+        """
+        if not (self.pq_weight or self.separate_weight or self.fenchel_young_weight):
+            self.solver.seconds.update(forward=0.0, backward=0.0)
+            return {}, {}
+        pixels, truth = truth, truth.at_centres(node_costs.shape[-2])
+        valid = truth.valid(grid_sizes)
+        node_costs, edge_costs = self._without_void_gradient(node_costs, edge_costs, valid)
+        if self.normalize_costs:
+            node_costs, edge_costs = without_scale(node_costs, edge_costs)
+        solutions = solve(node_costs, edge_costs, grid_sizes, self.solver)
+        problem = (node_costs, edge_costs, solutions, truth, valid)
+        losses = {}
+        if self.pq_weight:
+            compared = pixels if self.full_resolution else truth
+            losses["loss_pq"] = self.pq_weight * self._pq_loss(*problem[:3], compared)
+        if self.separate_weight:
+            losses["loss_separate"] = self.separate_weight * self._separate_loss(*problem)
+        if self.fenchel_young_weight:
+            losses["loss_fenchel_young"] = self.fenchel_young_weight * self._fenchel_young_loss(
+                *problem
+            )
+        scalars = {
+            "amwc/segments": float(np.mean([s.segments.max() + 1 for s in solutions])),
+            "amwc/flip_rate": self.solver.flip_rate,  # of the step before, as its backward time
+            "amwc/lambda_scale": self.solver.lambda_scale,
+            **{f"time/solver_{part}": value for part, value in self.solver.seconds.items()},
+        }
+        if self.pq_weight:
+            scalars["amwc/pq_surrogate"] = 1 - losses["loss_pq"].item() / self.pq_weight
+        return losses, scalars
+
+    def _pq_loss(self, node_costs, edge_costs, solutions, truth):
+        """1 - PQ surrogate, in [0, 1]; ``truth`` has ``stride`` x ``stride`` pixels a cell."""
+        device = node_costs.device
+        grid = (len(solutions), *node_costs.shape[-2:])
+        stride = truth.segments.shape[-1] // grid[-1]
+        sizes = [tuple(stride * side for side in s.segments.shape) for s in solutions]
+        valid = truth.valid(sizes)
+        predicted = torch.full(grid, VOID)
+        channels = []
+        for n, (solution, (y, x)) in enumerate(zip(solutions, sizes)):
+            predicted[n, : y // stride, : x // stride] = torch.from_numpy(solution.segments)
+            found = match_segments(
+                enlarged(solution.classes, stride),
+                enlarged(solution.segments, stride),
+                truth.segments[n, :y, :x].numpy(),
+                truth.classes[n].numpy(),
+                valid[n, :y, :x].numpy(),
+            )
+            channels.append(replace(found, areas=found.areas / stride**2))
+        count = max(len(c) for c in channels)
+        masks = AMWCLayer.apply(
+            _of_joint_batch(node_costs),
+            _of_joint_batch(edge_costs),
+            _masks(predicted, [c.predicted for c in channels], count).to(device),
+            channels,
+            solutions,
+            self.solver,
+        )
+        true_masks = torch.zeros(masks.shape)
+        for n, c in enumerate(channels):
+            matched = torch.from_numpy(c.truth >= 0).nonzero()[:, 0]
+            shares = cell_shares(truth.segments[n], valid[n], len(truth.classes[n]), stride)
+            true_masks[n, matched] = shares[c.truth[matched]]
+        return pq_surrogate_loss(
+            masks,
+            true_masks.to(device),
+            avg_pool2d(valid.float(), stride).to(device),
+            _padded([c.classes for c in channels], count, -1).to(device),
+            self.area_threshold.to(device),
+            surrogate=self.surrogate,
+            miss_weight=self.miss_weight,
+            ignored=_padded([c.ignored for c in channels], count, False).to(device),
+        )
+
+    def _separate_loss(self, node_costs, edge_costs, solutions, truth, valid):
+        """Equation 7 plus equation 8: classes and cuts, each for itself."""
+        device = node_costs.device
+        x, y = LabelLayer.apply(node_costs, edge_costs, solutions, self.separate_solver)
+        x_true, y_true = self._true_labels(truth, valid, node_costs.shape[1])
+        cell, edge = (
+            valid.float() if weight is None else valid * weight
+            for weight in (truth.class_weight, truth.affinity_weight)
+        )
+        edge = edge_weights(edge, self.solver.distances)
+        return class_loss(x, x_true.to(device), cell.to(device)) + cut_loss(
+            y, y_true.to(device), edge.to(device)
+        )
+
+    def _fenchel_young_loss(self, node_costs, edge_costs, solutions, truth, valid):
+        """What the truth costs beyond the solution, a cell."""
+        device = node_costs.device
+        if self.fenchel_young_noise:
+            noisy = [
+                c.detach() + self.fenchel_young_noise * self._normal(c.shape).to(device)
+                for c in (node_costs, edge_costs)
+            ]
+            sizes = [s.segments.shape for s in solutions]
+            solutions = solve(*noisy, sizes, replace(self.solver, seconds={}))
+        x, y = LabelLayer.apply(node_costs.detach(), edge_costs.detach(), solutions, self.solver)
+        x_true, y_true = self._true_labels(truth, valid, node_costs.shape[1])
+        edge = edge_weights(valid.float(), self.solver.distances)
+        return fenchel_young_loss(
+            node_costs,
+            edge_costs,
+            x,
+            y,
+            x_true.to(device),
+            y_true.to(device),
+            valid.float().to(device),
+            edge.to(device),
+        )
+
+    def _normal(self, shape):
+        return torch.randn(shape, generator=self.solver.generator)
+
+    def _true_labels(self, truth, valid, num_classes):
+        """x_true (N, K, H, W), 0 where not valid, and y_true (N, D, 2, H, W)."""
+        classes = torch.full(truth.segments.shape, num_classes)
+        for n, of_segment in enumerate(truth.classes):
+            classes[n][valid[n]] = of_segment[truth.segments[n][valid[n]]]
+        x = one_hot(classes, num_classes + 1)[..., :num_classes].permute(0, 3, 1, 2).float()
+        return x, cut_edges(truth.segments, self.solver.distances).float()
+
+    def _without_void_gradient(self, node_costs, edge_costs, valid):
+        """The same costs; those of void cells, and of edges that end there, get no gradient."""
+        weight = valid.float().to(node_costs.device)
+        node_weight, edge_weight = weight[:, None], edge_weights(weight, self.solver.distances)
+        return (
+            node_costs * node_weight + node_costs.detach() * (1 - node_weight),
+            edge_costs * edge_weight + edge_costs.detach() * (1 - edge_weight),
+        )
+
+
+def enlarged(labels: np.ndarray, stride: int) -> np.ndarray:
+    """Labels (h, w) of cells as those of their pixels, (stride h, stride w)."""
+    return labels.repeat(stride, 0).repeat(stride, 1)
+
+
+def cell_shares(segments: Tensor, valid: Tensor, count: int, stride: int) -> Tensor:
+    """How much of every cell belongs to each true segment.
+
+    Args:
+        segments: int64 (Y, X), from 0 to ``count`` - 1 where ``valid``.
+        valid: bool (Y, X). count: S. stride: pixels of a cell along each axis.
+
+    Returns:
+        float32 (S, H, W), multiples of 1 / stride^2.
+    """
+    height, width = (length // stride for length in segments.shape)
+    cell = torch.from_numpy(enlarged(np.arange(height * width).reshape(height, width), stride))
+    index = segments[valid] * (height * width) + cell[valid]
+    pixels = torch.bincount(index, minlength=count * height * width)
+    return pixels.view(count, height, width).float() / stride**2
+
+
+def _of_joint_batch(costs: Tensor) -> Tensor:
+    """The same costs. The PQ loss is that of the joint batch of all processes, over which
+    DistributedDataParallel takes the mean gradient: multiply it by their number first."""
+    if dist.is_available() and dist.is_initialized() and costs.requires_grad:
+        costs = costs.view_as(costs)
+        costs.register_hook(lambda gradient: gradient * dist.get_world_size())
+    return costs
+
+
+def _masks(labels: Tensor, channel_labels, count: int) -> Tensor:
+    """(N, J, H, W): the mask of each channel's label."""
+    return torch.stack([one_hot_masks(z, c, count) for z, c in zip(labels, channel_labels)])
+
+
+def _padded(rows, count: int, value) -> Tensor:
+    """(N, J) from N arrays of different lengths."""
+    return torch.stack(
+        [torch.from_numpy(np.append(r, np.full(count - len(r), value, r.dtype))) for r in rows]
+    )

@@ -1,0 +1,136 @@
+"""Checks of the solver's arguments: what comes in wrong is named, what can be converted is."""
+
+import numpy as np
+
+from ._amwc import all_finite
+
+METHODS = {"greedy": 0, "fast": 1, "best": 2}
+_DOT = "the solver runs on the CPU: pass a NumPy array, of a tensor .detach().cpu().numpy()"
+
+
+def as_floats(name, array, shape, ndim, empty=False, finite=True):
+    if not isinstance(array, np.ndarray):
+        raise TypeError(
+            f"{name}: expected a float32 array {shape}, got {type(array).__name__}; {_DOT}"
+        )
+    if array.dtype not in (np.float32, np.float64, np.float16):
+        raise TypeError(
+            f"{name}: expected float32, got {array.dtype}; convert with .astype(np.float32)"
+        )
+    if array.ndim != ndim or (not empty and array.size == 0):
+        raise ValueError(f"{name}: expected shape {shape}, not empty, got {array.shape}")
+    array = np.require(array, np.float32, ["C", "ALIGNED"])
+    if finite and not all_finite(array.reshape(-1)):
+        raise not_finite(name, array)
+    return array
+
+
+def not_finite(name, array):
+    where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+    return ValueError(
+        f"{name}: all costs must be finite in float32, got {array[where]} at "
+        f"index {where}; check the head that made them"
+    )
+
+
+def check_finite(value, node_costs):
+    """Pass on an objective; the solver returns NaN for node costs that are not finite."""
+    if value != value:
+        raise not_finite("node_costs", node_costs)
+    return value
+
+
+def as_ints(name, array, dtype=np.int64):
+    """Check for integers; dtype=None: as they are."""
+    array = np.asarray(array)
+    if array.dtype.kind not in "iu" and array.size:
+        raise TypeError(f"{name}: expected integers, got {array.dtype}")
+    return np.ascontiguousarray(array, dtype)
+
+
+def check_grid(node_costs, edge_costs, distances, finite=True):
+    node_costs = as_floats("node_costs", node_costs, "(K, H, W)", 3, finite=finite)
+    distances = as_ints("distances", distances)
+    if (
+        distances.ndim != 1
+        or (distances < 1).any()
+        or len(set(distances.tolist())) != len(distances)
+    ):
+        raise ValueError(
+            f"distances: expected a flat list of distinct ints >= 1, got {distances.tolist()}"
+        )
+    edge_costs = as_floats("edge_costs", edge_costs, "(D, 2, H, W)", 4, empty=not len(distances))
+    expected = (len(distances), 2, *node_costs.shape[1:])
+    if edge_costs.shape != expected:
+        raise ValueError(
+            f"edge_costs: expected shape {expected} for {len(distances)} distances "
+            f"and node_costs of shape {node_costs.shape}, got {edge_costs.shape}"
+        )
+    return node_costs, edge_costs, np.minimum(distances, 2**30).astype(np.int32)
+
+
+def check_graph(node_costs, edges, edge_costs):
+    node_costs = as_floats("node_costs", node_costs, "(N, K)", 2)
+    nodes = len(node_costs)
+    edge_costs = as_floats("edge_costs", edge_costs, "(E,)", 1, empty=True)
+    edges = as_ints("edges", edges)
+    if not edges.size:
+        edges = edges.reshape(0, 2)
+    if edges.shape != (len(edge_costs), 2):
+        raise ValueError(
+            f"edges: expected shape ({len(edge_costs)}, 2), one row for each of "
+            f"edge_costs, got {edges.shape}"
+        )
+    if edges.size and not (edges.min() >= 0 and edges.max() < nodes):
+        raise ValueError(
+            f"edges: node ids must be in [0, {nodes}), got [{edges.min()}, {edges.max()}]"
+        )
+    if (edges[:, 0] == edges[:, 1]).any():
+        row = int(np.argmax(edges[:, 0] == edges[:, 1]))
+        raise ValueError(f"edges: row {row} joins node {edges[row, 0]} to itself; remove it")
+    return node_costs, *merge_parallel(edges, edge_costs, nodes)
+
+
+def check_partitionable(partitionable, k):
+    partitionable = np.asarray(partitionable)
+    if partitionable.shape != (k,) or partitionable.dtype.kind not in "biu":
+        raise ValueError(
+            f"partitionable: expected bool ({k},), one for each class of node_costs, "
+            f"got {partitionable.dtype} {partitionable.shape}"
+        )
+    return np.ascontiguousarray(partitionable != 0).view(np.uint8)
+
+
+def check_labelling(name, labels, shape, k):
+    labels = as_ints(name, labels, None)
+    if labels.shape != tuple(shape):
+        raise ValueError(f"{name}: expected shape {tuple(shape)}, got {labels.shape}")
+    low, high = int(labels.min()), int(labels.max())
+    if k is not None and not (low >= 0 and high < k):
+        raise ValueError(f"{name}: expected labels in [0, {k}), got [{low}, {high}]")
+    if low < -(2**31) or high >= 2**31:
+        raise ValueError(f"{name}: ids must fit 32 bits, got [{low}, {high}]")
+    return np.ascontiguousarray(labels, np.int32)
+
+
+def method_code(method):
+    if method not in METHODS:
+        raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
+    return METHODS[method]
+
+
+def check_lengths(**sequences):
+    lengths = {name: len(sequence) for name, sequence in sequences.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"expected sequences of one length, got {lengths}")
+
+
+def merge_parallel(edges, edge_costs, nodes):
+    low, high = edges.min(1, initial=nodes), edges.max(1, initial=-1)
+    _, first, inverse = np.unique(low * nodes + high, return_index=True, return_inverse=True)
+    if len(first) < len(edges):
+        rank = np.argsort(np.argsort(first))
+        summed = np.zeros(len(first), np.float64)
+        np.add.at(summed, rank[inverse.ravel()], edge_costs)
+        edges, edge_costs = edges[np.sort(first)], summed.astype(np.float32)
+    return edges.astype(np.int32), edge_costs
