@@ -14,6 +14,8 @@ from helpers import load, toy_batch
 from amwc_d2.engine.launch import launch
 from amwc_d2.engine.trainer import Trainer
 
+pytestmark = pytest.mark.slow  # every test starts processes that import everything
+
 STAGES = {"pretrain": "", "end_to_end": "_e2e"}
 OPTIONS = [
     # What makes a process see its own images only, as anywhere in the field: hard-pixel mining

@@ -68,6 +68,7 @@ def test_two_stages_and_evaluation(repository, stage1, tmp_path):
     assert trained == again
 
 
+@pytest.mark.slow
 def test_two_processes(repository, stage1, tmp_path):
     """The command with ``--num-gpus 2`` where there is no GPU: two CPU processes, one model."""
     if torch.cuda.is_available():

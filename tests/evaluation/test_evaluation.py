@@ -332,6 +332,7 @@ def _evaluate_on_this_rank(folder, seed, count):
     assert (results is None) == (comm.get_rank() > 0)
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_one(make_dataset, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # two processes with gloo, whatever is here
     scenes, predictions = scenes_and_predictions(9, seed=6)

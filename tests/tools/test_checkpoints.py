@@ -215,6 +215,7 @@ def released_toy_models():
     return sorted(name for name in released if name.startswith("toy_"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", released_toy_models())
 def test_released_model_reproduces_its_metrics(name, tmp_path_factory):
     """From its name alone, on the full val set (image i of the toy set is always the same)."""

@@ -12,6 +12,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils.events import EventStorage
 
 from amwc_d2.config import load_config
+from amwc_d2.engine.command_line import load_model
 
 TOOLS = (
     "bootstrap", "calibrate", "experiment_rows", "feature_cache", "network_outputs", "reproduce",
@@ -31,6 +32,7 @@ def load_tool(repository, monkeypatch):
         sys.modules.pop(name, None)
 
 
+@pytest.mark.slow
 def test_quick_run_resumes_and_reports(load_tool, toy_root, tmp_path):
     reproduce = load_tool("reproduce")
     command = ["toy", "--quick", "--output", str(tmp_path), "--rows", *ROWS]
@@ -104,11 +106,11 @@ def test_every_option_of_every_row_is_a_key(load_tool, toy_root, tmp_path):
 
 def test_cached_features_give_the_same_losses_and_results(load_tool, toy_root, repository):
     """A step on the cache is the ordinary step on the same crops."""
-    cache, outputs = load_tool("feature_cache"), load_tool("network_outputs")
+    cache = load_tool("feature_cache")
     config = repository / "configs/Toy-PanopticSegmentation/amwc_R18_e2e.yaml"
     cfg = load_config(config, ["MODEL.WEIGHTS", "", "MODEL.AMWC.COST_DROPOUT", 0.0])
     torch.manual_seed(0)
-    model = outputs.load_model(cfg)
+    model = load_model(cfg)
     mapper = cache.AMWCDatasetMapper(
         cfg,
         augmentations=[],

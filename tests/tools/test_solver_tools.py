@@ -41,6 +41,7 @@ def test_peers_get_the_best_classes():
         assert sums[classes[chosen][0]] == sums.min()
 
 
+@pytest.mark.slow
 def test_benchmark_and_pictures(repository, tmp_path):
     """The benchmark's figures are those of the solver, and the pictures can be drawn from them."""
     figures = tmp_path / "figures.json"

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 
 def run(repository, output, *options):
     return subprocess.run(
@@ -17,6 +19,7 @@ def run(repository, output, *options):
     )
 
 
+@pytest.mark.slow
 def test_both_stages_table_and_panels(repository, toy_root, tmp_path):
     tests = "('toy_panoptic_val', 'toy_panoptic_train')"  # the table has the first
     result = run(repository, tmp_path, "--oracle", "both", "DATASETS.TEST", tests)
