@@ -52,6 +52,15 @@ def add_amwc_config(cfg):
     cfg.MODEL.META_ARCHITECTURE = "AMWCPanoptic"
     cfg.MODEL.SEM_SEG_HEAD.NAME = "PanopticDeepLabSemSegHead"
 
+    # Augmentation. Scale is Detectron2's INPUT.MIN_SIZE_TRAIN; INPUT.RANDOM_FLIP is "none",
+    # "horizontal", "vertical" or, added here, "both" (each by a coin of its own).
+    cfg.INPUT.QUARTER_TURNS = False  # turn by 0, 90, 180 or 270 degrees, where up has no meaning
+    # Colours times a factor drawn from [1 - x, 1 + x], x in [0, 1): towards black, towards the
+    # image's mean, towards grey.
+    cfg.INPUT.BRIGHTNESS = 0.0
+    cfg.INPUT.CONTRAST = 0.0
+    cfg.INPUT.SATURATION = 0.0
+
     # The affinity head: Panoptic-DeepLab's instance branch with other outputs (paper A.6).
     head = cfg.MODEL.INS_EMBED_HEAD
     head.NAME = "AMWCAffinityHead"

@@ -266,19 +266,38 @@ def lr_factors(rules, model):
     return lambda name: next((f for pattern, f in rules if fnmatchcase(name, pattern)), 1.0)
 
 
+FLIPS = {  # INPUT.RANDOM_FLIP -> directions
+    "none": (),
+    "horizontal": ("horizontal",),
+    "vertical": ("vertical",),
+    "both": ("horizontal", "vertical"),
+}
+COLOURS = {
+    "BRIGHTNESS": T.RandomBrightness,
+    "CONTRAST": T.RandomContrast,
+    "SATURATION": T.RandomSaturation,
+}
+
+
 def build_train_augmentations(cfg):
-    """Resize, crop and flip, as Panoptic-DeepLab's training does.
+    """Resize, crop and flip, as Panoptic-DeepLab's training does; turns and colours if asked for.
 
     Args:
-        cfg (CfgNode): reads ``INPUT.{MIN,MAX}_SIZE_TRAIN``, ``INPUT.CROP``, ``INPUT.RANDOM_FLIP``.
+        cfg (CfgNode): reads ``INPUT.{MIN,MAX}_SIZE_TRAIN``, ``INPUT.CROP``, ``INPUT.RANDOM_FLIP``,
+            ``INPUT.QUARTER_TURNS`` and ``INPUT.{BRIGHTNESS,CONTRAST,SATURATION}``.
 
     Returns:
         list[Augmentation]: for ``PanopticDeeplabDatasetMapper``.
 
     Raises:
-        ValueError: a crop limited in the share of its largest class, which only works on class
-            maps; here crops are cut from maps of panoptic ids.
+        ValueError: a flip of another name; a strength outside [0, 1); saturation of grey images; a
+            crop limited in the share of its largest class, which only works on class maps, where
+            crops are cut from maps of panoptic ids here.
     """
+    if cfg.INPUT.RANDOM_FLIP not in FLIPS:
+        raise ValueError(
+            f"INPUT.RANDOM_FLIP must be one of {tuple(FLIPS)}, got '{cfg.INPUT.RANDOM_FLIP}'"
+        )
     augmentations = [
         T.ResizeShortestEdge(
             cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
@@ -291,7 +310,20 @@ def build_train_augmentations(cfg):
                 " only 1.0 (no limit) works with panoptic ground truth."
             )
         augmentations.append(T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
-    if cfg.INPUT.RANDOM_FLIP != "none":
-        horizontal = cfg.INPUT.RANDOM_FLIP == "horizontal"
-        augmentations.append(T.RandomFlip(horizontal=horizontal, vertical=not horizontal))
+    for direction in FLIPS[cfg.INPUT.RANDOM_FLIP]:
+        augmentations.append(T.RandomFlip(**{"horizontal": False, direction: True}))
+    if cfg.INPUT.QUARTER_TURNS:
+        augmentations.append(T.RandomRotation([0, 90, 180, 270], sample_style="choice"))
+    for key, augmentation in COLOURS.items():
+        strength = cfg.INPUT[key]
+        if not 0 <= strength < 1:
+            raise ValueError(
+                f"INPUT.{key} must be in [0, 1), got {strength}; 0 leaves the colours alone"
+            )
+        if strength and key == "SATURATION" and cfg.INPUT.FORMAT == "L":
+            raise ValueError(
+                "INPUT.SATURATION is for colours, but INPUT.FORMAT is 'L': set it to 0"
+            )
+        if strength:
+            augmentations.append(augmentation(1 - strength, 1 + strength))
     return augmentations

@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 
+import detectron2.data.transforms as T
 import numpy as np
 import pytest
 import torch
@@ -12,6 +13,7 @@ import train_net
 from detectron2.config import get_cfg
 from detectron2.engine import default_argument_parser
 from detectron2.structures import BitMasks
+from detectron2.utils.env import seed_all_rng
 
 from amwc_d2.config import load_config, use_available_device
 from amwc_d2.engine.trainer import Trainer, build_train_augmentations
@@ -160,9 +162,45 @@ def test_augmentations_follow_the_config(repository):
     assert len(build_train_augmentations(cfg)) == 2
     cfg.INPUT.RANDOM_FLIP = "vertical"
     assert build_train_augmentations(cfg)[-1].vertical
+    cfg.INPUT.RANDOM_FLIP = "both"
+    assert [a.vertical for a in build_train_augmentations(cfg)[2:]] == [False, True]
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 0.7
     with pytest.raises(ValueError, match=r"SINGLE_CATEGORY_MAX_AREA is 0\.7"):
         build_train_augmentations(cfg)
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("RANDOM_FLIP", "Horizontal", r"RANDOM_FLIP must be one of .*'both'\), got 'Horizontal'"),
+        ("BRIGHTNESS", 1.0, r"BRIGHTNESS must be in \[0, 1\), got 1\.0"),
+        ("CONTRAST", -0.1, r"CONTRAST must be in \[0, 1\)"),
+        ("SATURATION", 0.2, r"SATURATION is for colours, but INPUT\.FORMAT is 'L'"),
+    ],
+)
+def test_augmentations_without_a_meaning_are_refused(repository, key, value, message):
+    cfg = read_config(repository, TOY.format(""), f"INPUT.{key}", value, "INPUT.FORMAT", "L")
+    with pytest.raises(ValueError, match=message):
+        build_train_augmentations(cfg)
+
+
+def test_every_symmetry_comes_and_colours_leave_the_ground_truth_alone(repository):
+    square = ["INPUT.MIN_SIZE_TRAIN", (6,), "INPUT.CROP.SIZE", (6, 6)]
+    turns = ["INPUT.RANDOM_FLIP", "both", "INPUT.QUARTER_TURNS", True]
+    colours = ["INPUT.BRIGHTNESS", 0.3, "INPUT.CONTRAST", 0.3, "INPUT.SATURATION", 0.3]
+    ids = np.arange(36, dtype=np.uint8).reshape(6, 6, 1).repeat(3, axis=2)
+    cfg = read_config(repository, TOY.format(""), *square, *turns, *colours)
+    augmentations = T.AugmentationList(build_train_augmentations(cfg))
+    seed_all_rng(0)
+    seen, factors = set(), set()
+    for _ in range(100):
+        sample = T.AugInput(np.full((6, 6, 3), 100, np.uint8), sem_seg=ids)
+        augmentations(sample)
+        seen.add(sample.sem_seg[..., 0].tobytes())
+        factors.add(sample.image[0, 0, 0] / 100)
+    turned = [np.rot90(side[..., 0], k) for side in (ids, ids[::-1]) for k in range(4)]
+    assert seen == {np.ascontiguousarray(x).tobytes() for x in turned}
+    assert 0.5 < min(factors) < 0.9 and 1.1 < max(factors) < 1.7
 
 
 # ---------------------------------------------------------------------------- built-in datasets
