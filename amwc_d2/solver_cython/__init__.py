@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 try:
-    from ._amwc import bound, bound_graph, objective
+    from ._amwc import bound, bound_graph, objective, refine
 except ModuleNotFoundError as error:
     raise ImportError(
         "the solver of amwc_d2 is not compiled for this Python. Run 'pip install -e .' in the "
@@ -30,6 +30,7 @@ from ._validation import (
     check_labelling,
     check_lengths,
     check_partitionable,
+    check_sizes,
     method_code,
 )
 
@@ -38,6 +39,8 @@ __all__ = [
     "amwc_objective",
     "lower_bound",
     "lower_bound_graph",
+    "refine_labels",
+    "refine_labels_batch",
     "solve_amwc",
     "solve_amwc_batch",
     "solve_amwc_graph",
@@ -201,6 +204,87 @@ def amwc_objective(node_costs, edge_costs, distances, classes, segments):
     return objective(node_costs, edge_costs, distances, classes, segments)
 
 
+def refine_labels(
+    solution, node_costs, edge_costs, distances, *, stride, image_size, output_size, gamma
+):
+    """Brings the labels of cells to pixels, with boundaries finer than the grid.
+
+    A pixel whose four surrounding cells (the taps of bilinear interpolation) are of one segment
+    takes that segment. Elsewhere it takes, of their at most four segments s, the one with the
+    lowest bilinearly interpolated *conditional cost* ``node_cost(i, class of s) - gamma * sum of
+    edge_cost(ij) / length(ij) over the edges from cell i to cells j of s``; of equal ones the
+    first in the order of the cells. No segment appears; one of few cells can vanish.
+
+    Args:
+        solution: a :class:`Solution` of these costs, or any ``(classes, segments, ...)``, int
+            (H, W) each; a segment has one class.
+        node_costs, edge_costs, distances: as in :func:`solve_amwc`.
+        stride: pixels of the network's input in a cell, along each axis.
+        image_size: (height, width) of the network's input without padding; its cells are H, W =
+            ceil(size / stride).
+        output_size: (height, width) of the result; any, the image is stretched to it.
+        gamma: weight >= 0 of the edges. 0: class costs alone decide.
+
+    Returns:
+        classes and segments, int32, of the output's size.
+
+    Raises:
+        ValueError, TypeError: as :func:`solve_amwc`.
+    """
+    job = _refine_job(
+        solution, node_costs, edge_costs, distances, stride, image_size, output_size, gamma
+    )
+    return run(job)
+
+
+def refine_labels_batch(
+    solutions,
+    node_costs,
+    edge_costs,
+    distances,
+    *,
+    stride,
+    image_sizes,
+    output_sizes,
+    gamma,
+    num_threads=0,
+):
+    """Refines the labels of many images on threads; see :func:`refine_labels`.
+
+    Args:
+        solutions, node_costs, edge_costs, image_sizes, output_sizes: sequences, one entry an image.
+        distances, stride, gamma: shared.
+        num_threads: as in :func:`solve_amwc_batch`.
+
+    Returns:
+        a list of pairs (classes, segments).
+
+    Raises:
+        ValueError, TypeError: as :func:`solve_amwc`, the message begins with the image's index.
+    """
+    check_lengths(
+        solutions=solutions,
+        node_costs=node_costs,
+        edge_costs=edge_costs,
+        image_sizes=image_sizes,
+        output_sizes=output_sizes,
+    )
+    return run_batch(
+        lambda i: _refine_job(
+            solutions[i],
+            node_costs[i],
+            edge_costs[i],
+            distances,
+            stride,
+            image_sizes[i],
+            output_sizes[i],
+            gamma,
+        ),
+        len(solutions),
+        num_threads,
+    )
+
+
 def lower_bound(node_costs, edge_costs, distances, partitionable, tight=False):
     """Bounds the optimum of an asymmetric multiway cut on a grid from below.
 
@@ -240,6 +324,35 @@ def lower_bound_graph(node_costs, edges, edge_costs, partitionable):
     node_costs, edges, edge_costs = check_graph(node_costs, edges, edge_costs)
     partitionable = check_partitionable(partitionable, node_costs.shape[1])
     return bound_graph(node_costs, edges, edge_costs, partitionable)
+
+
+def _refine_job(
+    solution, node_costs, edge_costs, distances, stride, image_size, output_size, gamma
+):
+    node_costs, edge_costs, distances = check_grid(node_costs, edge_costs, distances)
+    cells = node_costs.shape[1:]
+    classes = check_labelling("classes", solution[0], cells, len(node_costs))
+    segments = check_labelling("segments", solution[1], cells, None)
+    stride = check_sizes("stride", (stride,), 1)[0]
+    image_size = check_sizes("image_size", image_size, 2)
+    output_size = check_sizes("output_size", output_size, 2)
+    if tuple(-(-image_size // stride)) != cells:
+        raise ValueError(
+            f"image_size: {tuple(image_size.tolist())} at stride {stride} has "
+            f"{tuple((-(-image_size // stride)).tolist())} cells, but the costs have {cells}; give "
+            "the size of the network's input without padding, and the costs of its cells alone"
+        )
+    if not 0 <= gamma < np.inf:
+        raise ValueError(f"gamma: expected a finite number >= 0, got {gamma!r}")
+
+    def job(arena):
+        out = np.empty((2, *output_size), np.int32)
+        refine(
+            node_costs, edge_costs, distances, classes, segments, gamma, stride, image_size, *out
+        )
+        return tuple(out)
+
+    return job
 
 
 def _amwc_job(node_costs, edge_costs, distances, partitionable, method):

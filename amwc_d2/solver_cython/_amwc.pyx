@@ -153,3 +153,21 @@ def bound_graph(const float[:, ::1] node, const int32_t[:, ::1] edges, const flo
     with nogil:
         value = graph_bound(make_graph(node, edges, weight), &partitionable[0], interrupted)
     return value
+
+
+# --- refinement
+
+cdef extern from "refine.hpp" namespace "amwc" nogil:
+    void c_refine "amwc::refine_labels"(const Grid&, const int32_t*, const int32_t*, float, int,
+                                        const int32_t*, int, int, int32_t*, int32_t*) except +
+
+
+def refine(const float[:, :, ::1] node, const float[:, :, :, ::1] edge, const int32_t[::1] dist,
+           const int32_t[:, ::1] classes, const int32_t[:, ::1] segments, float gamma, int stride,
+           const int32_t[::1] image_size, int32_t[:, ::1] out_classes,
+           int32_t[:, ::1] out_segments):
+    """Fills out_classes and out_segments, the labels of the pixels of the output."""
+    with nogil:
+        c_refine(make_grid(node, edge, dist), &classes[0, 0], &segments[0, 0], gamma, stride,
+                 &image_size[0], <int>out_classes.shape[0], <int>out_classes.shape[1],
+                 &out_classes[0, 0], &out_segments[0, 0])

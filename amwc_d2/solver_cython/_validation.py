@@ -5,6 +5,7 @@ import numpy as np
 from ._amwc import all_finite
 
 METHODS = {"greedy": 0, "fast": 1, "best": 2}
+_MAX_SIZE = 2**20  # pixels along an axis of an image
 _DOT = "the solver runs on the CPU: pass a NumPy array, of a tensor .detach().cpu().numpy()"
 
 
@@ -111,6 +112,14 @@ def check_labelling(name, labels, shape, k):
     if low < -(2**31) or high >= 2**31:
         raise ValueError(f"{name}: ids must fit 32 bits, got [{low}, {high}]")
     return np.ascontiguousarray(labels, np.int32)
+
+
+def check_sizes(name, sizes, count):
+    sizes = as_ints(name, sizes)
+    if sizes.shape != (count,) or (sizes < 1).any() or (sizes > _MAX_SIZE).any():
+        expected = "an int" if count == 1 else "(height, width), ints"
+        raise ValueError(f"{name}: expected {expected} from 1 to {_MAX_SIZE}, got {sizes.tolist()}")
+    return sizes.astype(np.int32)
 
 
 def method_code(method):

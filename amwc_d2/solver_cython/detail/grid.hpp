@@ -67,6 +67,22 @@ struct Grid {
         for_each_arc(p, [&](uint32_t q, const float* w) { f(q, *w); }, longest_back);
     }
 
+    // Calls f(d, q, weight) for every edge at p, in a fixed order.
+    template <class F>
+    void for_each_layer_at(uint32_t p, F f) const {
+        const int y = int(p / uint32_t(W)), x = int(p % uint32_t(W));
+        const size_t n = pixels();
+        for (int d = 0; d < D; d++) {
+            const int step = dist[d];
+            const float *right = layer(d, 0) + p, *down = right + n;
+            const size_t shift = size_t(step) * W;
+            if (x >= step) f(d, size_t(p - step), right[-step]);
+            if (x + step < W) f(d, size_t(p) + step, *right);
+            if (y >= step) f(d, p - shift, *(down - shift));
+            if (y + step < H) f(d, p + shift, *down);
+        }
+    }
+
     // Calls f(q) for the pixels next to p in memory and in its column: its four neighbours, and at
     // the ends of rows one that is none, which does no harm to whoever looks for what may change.
     template <class F>
