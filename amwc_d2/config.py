@@ -86,6 +86,9 @@ def add_amwc_config(cfg):
     # loss of stage 2.
     amwc.THING_AREA = 200  # (paper 4.1)
     amwc.STUFF_AREA = 2048  # (COCO: 4096)
+    # Labels of cells to labels of pixels: "refine" chooses between the segments around a pixel by
+    # their costs, "nearest" takes the nearest cell's (the paper), which leaves staircases.
+    amwc.UPSAMPLING = "refine"
     amwc.SOLVER_METHOD = "fast"  # "fast", "greedy" (Algorithm 2) or "best"
     # Train the network (not losses, costs and solver) in bfloat16: twice as fast on a CPU that has
     # the instructions (AVX512-BF16, AMX), slower on one that has not. Needs no loss scaling.

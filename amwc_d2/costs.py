@@ -11,13 +11,16 @@ Shape shorthand in this module:
 import torch
 from torch import Tensor, nn
 
+GAMMA = 0.2  # chosen on images that decided nothing else: docs/results.md
+
 
 class Costs(nn.Module):
     """Scales, offsets and dropout between logits and solver.
 
     ``c_V = -class_scale * logit + class_offset[k]`` and
     ``c_E = edge_scale[d] * logit + edge_offset[d]``. They start as 1 and 0 and stay so unless they
-    are trained or calibrated.
+    are trained or calibrated. ``gamma``, calibrated with them, is no cost, but the weight of the
+    edges where the solver's labels are refined (``solver_cython.refine_labels``).
     """
 
     def __init__(self, num_classes: int, num_distances: int, dropout: float = 0.0):
@@ -34,6 +37,7 @@ class Costs(nn.Module):
         self.class_offset = nn.Parameter(torch.zeros(num_classes))
         self.edge_scale = nn.Parameter(torch.ones(num_distances))
         self.edge_offset = nn.Parameter(torch.zeros(num_distances))
+        self.register_buffer("gamma", torch.tensor(GAMMA))
 
     def forward(self, class_logits: Tensor, affinity_logits: Tensor) -> tuple[Tensor, Tensor]:
         """

@@ -32,10 +32,11 @@ from amwc_d2.evaluation.oracle import ORACLES, missing_truth, oracle_costs
 from amwc_d2.losses.affinity import affinity_loss, affinity_targets
 from amwc_d2.losses.end_to_end import EndToEndLoss, Truth
 from amwc_d2.post_processing import (
+    UPSAMPLING,
     panoptic_result,
     panoptic_to_instances,
+    pixel_labels,
     segment_scores,
-    upsample_labels,
 )
 from amwc_d2.solver_cython import lower_bound
 
@@ -85,6 +86,7 @@ class AMWCPanoptic(nn.Module):
         bfloat16: bool = False,
         thing_area: int = 200,
         stuff_area: int = 2048,
+        upsampling: str = "refine",
         oracle: str = "",
         report_bound: bool = False,
     ):
@@ -108,11 +110,12 @@ class AMWCPanoptic(nn.Module):
             cross_entropy_weight: weight that stage 1's losses have in stage 2.
             bfloat16: train the network in that precision; losses, costs and solver in float32.
             thing_area, stuff_area: smaller segments become void, in pixels of the image.
+            upsampling: from labels of cells to labels of pixels (``post_processing.UPSAMPLING``).
             oracle: costs that the ground truth replaces at inference (``oracle.ORACLES``).
             report_bound: bound the optimum of every multiway cut at inference.
 
         Raises:
-            ValueError: an unknown stage, set of layers or oracle, or no loss in stage 2.
+            ValueError: an unknown stage, set of layers, upsampling or oracle; no loss in stage 2.
         """
         super().__init__()
         if stage not in STAGES:
@@ -126,6 +129,10 @@ class AMWCPanoptic(nn.Module):
                 "stage 2 (MODEL.AMWC.STAGE 'end_to_end') has no loss: PQ_LOSS.WEIGHT, "
                 "SEPARATE_LOSS.WEIGHT, FENCHEL_YOUNG_LOSS.WEIGHT and CROSS_ENTROPY_LOSS.WEIGHT of "
                 "MODEL.AMWC are all 0. Set one of them above 0."
+            )
+        if upsampling not in UPSAMPLING:
+            raise ValueError(
+                f"MODEL.AMWC.UPSAMPLING must be one of {UPSAMPLING}, got '{upsampling}'"
             )
         if oracle not in ORACLES:
             raise ValueError(f"MODEL.AMWC.ORACLE must be one of {ORACLES}, got '{oracle}'")
@@ -147,6 +154,7 @@ class AMWCPanoptic(nn.Module):
         self.bfloat16 = bfloat16
         self.thing_area = thing_area
         self.stuff_area = stuff_area
+        self.upsampling = upsampling
         self.oracle = oracle
         self.report_bound = report_bound
 
@@ -219,6 +227,7 @@ class AMWCPanoptic(nn.Module):
             "bfloat16": amwc.BFLOAT16,
             "thing_area": amwc.THING_AREA,
             "stuff_area": amwc.STUFF_AREA,
+            "upsampling": amwc.UPSAMPLING,
             "oracle": amwc.ORACLE,
             "report_bound": cfg.TEST.LOWER_BOUND,
         }
@@ -277,8 +286,9 @@ class AMWCPanoptic(nn.Module):
             * ``sem_seg``: (K, H, W) class logits; ``classes``: int64 (H, W), the class that the
               solver gives each pixel, before small segments are dropped;
             * ``instances``: the thing segments with masks, boxes, classes and scores;
-            * ``amwc``: ``solver_seconds``, ``objective``, ``num_segments`` and ``segments``, the
-              solver's labels on the grid; with ``TEST.LOWER_BOUND`` also ``lower_bound`` of all
+            * ``amwc``: ``solver_seconds``, ``upsampling_seconds``, ``objective``, ``num_segments``
+              and ``segments``, the solver's labels on the grid; ``lost_segments``, how many of them
+              no pixel of the output shows; with ``TEST.LOWER_BOUND`` also ``lower_bound`` of all
               solutions' objectives and ``gap``, how far in percent this one may be above it.
         """
         if not self.training:
@@ -428,26 +438,39 @@ class AMWCPanoptic(nn.Module):
         return Prediction(images.image_sizes, class_logits.detach(), *costs)
 
     def label(self, batched_inputs, prediction: Prediction) -> list[dict]:
-        """Solve, upsample, drop small segments (paper 4.1); see ``forward`` for the results."""
+        """Solve, refine, drop small segments (paper 4.1); see ``forward`` for the results."""
         grid_sizes = self._grid_sizes(prediction.image_sizes)
         costs = prediction.node_costs, prediction.edge_costs
         if self.oracle:
             costs = self._true_costs(batched_inputs, *costs)
+        arrays = [to_arrays(c, grid_sizes) for c in costs]
         solutions = solve(*costs, grid_sizes, self.solver)
         seconds = self.solver.seconds["forward"] / len(solutions)
+        sizes = [
+            (x.get("height", size[0]), x.get("width", size[1]))
+            for x, size in zip(batched_inputs, prediction.image_sizes)
+        ]
+        start = time.perf_counter()
+        labels_of_pixels = pixel_labels(
+            solutions,
+            *arrays,
+            self.solver.distances,
+            self.stride,
+            prediction.image_sizes,
+            sizes,
+            gamma=self.costs.gamma.item() if self.upsampling == "refine" else None,
+            num_threads=self.solver.num_threads,
+        )
+        upsampling_seconds = (time.perf_counter() - start) / len(solutions)
         results = []
-        for n, (x, solution, (h, w)) in enumerate(zip(batched_inputs, solutions, grid_sizes)):
-            image_size = prediction.image_sizes[n]
-            size = x.get("height", image_size[0]), x.get("width", image_size[1])
+        for n, (solution, (h, w)) in enumerate(zip(solutions, grid_sizes)):
             labels = torch.from_numpy(np.stack([solution.classes, solution.segments])).long()
             scores = segment_scores(
                 *labels, *(c[n, ..., :h, :w] for c in costs), self.solver.distances
             )
             segment_class = np.zeros(len(scores), dtype=np.int64)
             segment_class[solution.segments.ravel()] = solution.classes.ravel()
-            classes, segments = upsample_labels(
-                labels.to(self.device), self.stride, image_size, size
-            )
+            classes, segments = (v.to(self.device) for v in labels_of_pixels[n])
             panoptic_seg, segments_info = panoptic_result(
                 segments,
                 segment_class.tolist(),
@@ -460,18 +483,22 @@ class AMWCPanoptic(nn.Module):
                 {
                     "panoptic_seg": (panoptic_seg, segments_info),
                     "instances": panoptic_to_instances(panoptic_seg, segments_info),
-                    "sem_seg": self._full_size(prediction.class_logits[n], image_size, size),
+                    "sem_seg": self._full_size(
+                        prediction.class_logits[n], prediction.image_sizes[n], sizes[n]
+                    ),
                     "classes": classes,
                     "amwc": {
                         "solver_seconds": seconds,
+                        "upsampling_seconds": upsampling_seconds,
                         "objective": float(solution.objective),
                         "num_segments": len(segment_class),
+                        "lost_segments": len(segment_class) - len(torch.unique(segments)),
                         "segments": solution.segments,
                     },
                 }
             )
         if self.report_bound:
-            for result, *cost in zip(results, *(to_arrays(c, grid_sizes) for c in costs)):
+            for result, *cost in zip(results, *arrays):
                 result["amwc"].update(self._bound(*cost, result["amwc"]["objective"]))
         return results
 

@@ -113,6 +113,8 @@ def describe(model, cfg, size, batch=1):
         "distances": list(model.solver.distances),
         "partitionable": [bool(p) for p in model.solver.partitionable],
         "method": model.solver.method,
+        "upsampling": model.upsampling,
+        "gamma": model.costs.gamma.item(),
         "thing_area": model.thing_area,
         "stuff_area": model.stuff_area,
         "classes": list(meta.stuff_classes),

@@ -11,7 +11,7 @@ from detectron2.evaluation import COCOEvaluator
 from amwc_d2.evaluation.cityscapes import build_cityscapes_evaluators
 from amwc_d2.evaluation.panoptic_evaluator import COCO_AREAS, AMWCPanopticEvaluator
 from amwc_d2.evaluation.submission import SUBMISSION, SubmissionWriter
-from amwc_d2.post_processing import sample_cells, upsample_labels
+from amwc_d2.post_processing import sample_cells, surrounding_labels, upsample_labels
 
 __all__ = ["AMWCPanopticEvaluator", "build_evaluator", "grid_ceiling"]
 
@@ -85,18 +85,23 @@ def _build_coco_evaluator(meta, output_folder):
     return [COCOEvaluator(instance_dataset, tasks=("segm",), output_dir=output_folder)]
 
 
-def grid_ceiling(dataset_name, stride=4, *, min_size=0, max_size=1333, output_dir=None):
+def grid_ceiling(
+    dataset_name, stride=4, *, min_size=0, max_size=1333, upsampling="refine", output_dir=None
+):
     """Evaluate the ground truth itself after a trip to the grid that the solver works on.
 
-    No model on that grid does much better: what is missing to 100 is lost to resolution. The image
-    is resized as at inference, each cell takes the segment at its centre, and cells are enlarged
-    to the image's own size. Nothing is rejected for being small; crowd regions become void.
+    No model on that grid does better: what is missing to 100 is lost to resolution. The image is
+    resized as at inference, and each cell takes the segment at its centre. With "refine" a pixel
+    then shows its true segment wherever one of the four cells around it has it, as no choice
+    between these cells can do better; elsewhere, and with "nearest" everywhere, that of the nearest
+    cell. Nothing is rejected for being small; crowd regions become void.
 
     Args:
         dataset_name (str): a registered panoptic dataset.
         stride (int): pixels of the network's input in a cell.
         min_size (int): ``INPUT.MIN_SIZE_TEST``; 0 = the image's own size.
         max_size (int): ``INPUT.MAX_SIZE_TEST``.
+        upsampling (str): ``MODEL.AMWC.UPSAMPLING``.
         output_dir (str or None): see :class:`AMWCPanopticEvaluator`.
 
     Returns:
@@ -110,8 +115,13 @@ def grid_ceiling(dataset_name, stride=4, *, min_size=0, max_size=1333, output_di
         size = ids.shape
         if min_size:
             size = T.ResizeShortestEdge.get_output_shape(*ids.shape, min_size, max_size)
-        grid = sample_cells(torch.from_numpy(ids), stride, size)
-        ids = upsample_labels(grid, stride, size, ids.shape).numpy()
+        true = torch.from_numpy(ids)
+        grid = sample_cells(true, stride, size)
+        shown = upsample_labels(grid, stride, size, ids.shape)
+        if upsampling == "refine":
+            within_reach = (surrounding_labels(grid, stride, size, ids.shape) == true).any(0)
+            shown = torch.where(within_reach, true, shown)
+        ids = shown.numpy()
         present = set(np.unique(ids).tolist())
         kept, classes = [], np.full(ids.shape, -1)
         for segment in annotation["segments_info"]:

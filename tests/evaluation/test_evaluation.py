@@ -608,7 +608,8 @@ def test_grid_ceiling(make_dataset):
     name = make_dataset(scenes)
     assert grid_ceiling(name, stride=1)["panoptic_seg"]["PQ"] == 100
     coarse, fine = (grid_ceiling(name, stride=s)["panoptic_seg"]["PQ"] for s in (4, 2))
-    assert 30 < coarse < fine < 100
+    nearest = grid_ceiling(name, upsampling="nearest")["panoptic_seg"]["PQ"]
+    assert 30 < nearest < coarse < fine < 100
     # Twice the resolution at inference halves the stride.
     twice = grid_ceiling(name, stride=4, min_size=2 * SIZE[0], max_size=10**4)["panoptic_seg"]["PQ"]
     assert twice == fine

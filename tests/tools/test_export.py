@@ -12,7 +12,7 @@ from export_model import describe, export_model
 from helpers import load, toy_batch
 from scipy.optimize import linear_sum_assignment
 
-from amwc_d2.solver_cython import solve_amwc
+from amwc_d2.solver_cython import refine_labels, solve_amwc
 
 TOY = "Toy-PanopticSegmentation/amwc_R18.yaml"
 SIZE = (128, 256)
@@ -20,7 +20,7 @@ PREPARE_AND_SOLVE = """
 import json, sys
 import numpy, onnxruntime
 sys.modules["torch"] = sys.modules["detectron2"] = None  # must do without
-from amwc_d2.solver_cython import solve_amwc
+from amwc_d2.solver_cython import refine_labels, solve_amwc
 
 model, description, image, output = sys.argv[1:]
 info = json.load(open(description))
@@ -31,7 +31,10 @@ session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]
 node_costs, edge_costs = session.run(info["outputs"], {"images": x[None].astype(numpy.float32)})
 solution = solve_amwc(node_costs[0], edge_costs[0], info["distances"], info["partitionable"],
                       method=info["method"])
-numpy.save(output, solution.segments)
+classes, segments = refine_labels(
+    solution, node_costs[0], edge_costs[0], info["distances"], stride=info["stride"],
+    image_size=x.shape[1:], output_size=x.shape[1:], gamma=info["gamma"])
+numpy.save(output, numpy.stack([classes, segments]))
 """
 
 
@@ -71,8 +74,7 @@ def test_onnxruntime_and_solver_give_the_model_s_segments(model, repository, tmp
     (image,) = toy_batch([SIZE])
     with torch.no_grad():
         (result,) = model([image])
-    expected = result["amwc"]["segments"]
-    assert expected.max() > 5
+    assert result["amwc"]["segments"].max() > 5
 
     onnx, script = tmp_path / "model.onnx", tmp_path / "solve.py"
     export_model(model, SIZE, onnx)
@@ -80,9 +82,14 @@ def test_onnxruntime_and_solver_give_the_model_s_segments(model, repository, tmp
     onnx.with_suffix(".json").write_text(json.dumps(description))
     np.save(tmp_path / "image.npy", image["image"].numpy())
     script.write_text(PREPARE_AND_SOLVE)
-    files = [onnx, onnx.with_suffix(".json"), tmp_path / "image.npy", tmp_path / "segments.npy"]
+    files = [onnx, onnx.with_suffix(".json"), tmp_path / "image.npy", tmp_path / "labels.npy"]
     subprocess.run([sys.executable, script, *files], check=True, cwd=repository)
-    assert agreement(expected, np.load(tmp_path / "segments.npy")) >= 0.999
+    classes, segments = np.load(tmp_path / "labels.npy")
+    assert (classes == result["classes"].numpy()).mean() >= 0.999
+    model.thing_area = model.stuff_area = 0  # so that panoptic_seg shows every segment
+    with torch.no_grad():
+        (result,) = model([image])
+    assert agreement(segments, result["panoptic_seg"][0].numpy()) >= 0.999
 
 
 def test_eager_costs_and_solver_are_the_model(model):
@@ -94,6 +101,17 @@ def test_eager_costs_and_solver_are_the_model(model):
     settings = model.solver
     solution = solve_amwc(node_costs, edge_costs, settings.distances, settings.partitionable)
     assert np.array_equal(solution.segments, result["amwc"]["segments"])
+    classes, _ = refine_labels(
+        solution,
+        node_costs,
+        edge_costs,
+        settings.distances,
+        stride=4,
+        image_size=SIZE,
+        output_size=SIZE,
+        gamma=model.costs.gamma.item(),
+    )
+    assert np.array_equal(classes, result["classes"].numpy())
 
 
 def test_wrong_size_and_suffix_are_named(model, tmp_path):

@@ -32,12 +32,12 @@ from network_outputs import (
 from tabulate import tabulate
 from tqdm import tqdm
 
-from amwc_d2.amwc_layer import SolverSettings, solve
+from amwc_d2.amwc_layer import SolverSettings, solve, to_arrays
 from amwc_d2.config import load_config
 from amwc_d2.costs import Costs
 from amwc_d2.engine.command_line import commit, load_model, model_parser
 from amwc_d2.evaluation import segment_metrics
-from amwc_d2.losses.end_to_end import enlarged
+from amwc_d2.post_processing import pixel_labels
 
 logger = logging.getLogger("amwc_d2.calibrate")
 STEP = 0.5  # nats of an offset, and logarithm of a scale, in the first round; halved when stuck
@@ -61,10 +61,12 @@ class Quality:
     Attributes:
         solver: how to solve.
         min_area: (K,), segments with fewer pixels are rejected.
+        upsampling: ``MODEL.AMWC.UPSAMPLING``: the labels that are compared.
     """
 
     solver: SolverSettings
     min_area: np.ndarray
+    upsampling: str = "refine"
 
     @torch.no_grad()
     def __call__(self, costs: Costs, batches) -> float:
@@ -72,13 +74,23 @@ class Quality:
         records = []
         for *logits, sizes, truth in batches:
             stride = truth.segments.shape[-1] // logits[0].shape[-1]
-            solutions = solve(*costs(*logits), sizes, self.solver)
-            for n, solution in enumerate(solutions):
-                h, w = (stride * side for side in solution.segments.shape)
+            both = costs(*logits)
+            solutions = solve(*both, sizes, self.solver)
+            pixels = [tuple(stride * side for side in size) for size in sizes]
+            labels = pixel_labels(
+                solutions,
+                *(to_arrays(c, sizes) for c in both),
+                self.solver.distances,
+                stride,
+                pixels,
+                pixels,
+                gamma=costs.gamma.item() if self.upsampling == "refine" else None,
+            )
+            for n, ((classes, segments), (h, w)) in enumerate(zip(labels, pixels)):
                 records.append(
                     self.compare(
-                        enlarged(solution.classes, stride),
-                        enlarged(solution.segments, stride),
+                        classes.numpy(),
+                        segments.numpy(),
                         truth.segments[n, :h, :w].numpy(),
                         truth.classes[n].numpy(),
                         truth.crowd[n].numpy(),
@@ -88,10 +100,10 @@ class Quality:
 
     def compare(self, classes, segments, true, true_classes, true_crowd):
         """Records (``segment_metrics.RECORD``) of one image; true: segments, -1 = void."""
-        area = np.bincount(segments.ravel())
+        area = np.bincount(segments.ravel())  # 0 where a segment has vanished
         of_segment = np.zeros(len(area), np.int64)
         of_segment[segments.ravel()] = classes.ravel()
-        kept = np.flatnonzero(area >= self.min_area[of_segment])
+        kept = np.flatnonzero(area >= np.maximum(self.min_area[of_segment], 1))
         number = np.zeros(len(area), np.int64)
         number[kept] = 1 + np.arange(len(kept))
         true_area = np.bincount(true.ravel() + 1, minlength=1 + len(true_classes))[1:]
@@ -179,7 +191,7 @@ def calibrate(cfg, model, samples, rounds: int = 4) -> list[dict]:
     """
     outputs = network_outputs(cfg, model, samples)
     min_area = np.where(model.solver.partitionable, model.thing_area, model.stuff_area)
-    quality = Quality(model.solver, min_area)
+    quality = Quality(model.solver, min_area, model.upsampling)
     fitted, history = fit(
         model.costs, quality, batches_of(outputs[::2]), batches_of(outputs[1::2]), rounds
     )

@@ -320,6 +320,7 @@ class Experiment:
             cfg.MODEL.SEM_SEG_HEAD.COMMON_STRIDE,
             min_size=cfg.INPUT.MIN_SIZE_TEST,
             max_size=cfg.INPUT.MAX_SIZE_TEST,
+            upsampling=cfg.MODEL.AMWC.UPSAMPLING,
         )
         results = {
             "dataset": self.args.dataset,
