@@ -16,7 +16,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "grid.hpp"
+#include "detail/grid.hpp"
 
 namespace amwc {
 
