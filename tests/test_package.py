@@ -1,6 +1,7 @@
-"""The house: layers of imports, registration, the solver without anything but NumPy."""
+"""Package structure: layers of imports, registration, the solver with NumPy alone."""
 
 import ast
+import graphlib
 import os
 import subprocess
 import sys
@@ -10,63 +11,92 @@ from pathlib import Path
 import pytest
 
 import amwc_d2
+from amwc_d2._registration import WITHOUT_DETECTRON2
 
-SOLVER_MAY_IMPORT = {"numpy"}
-CORE_MAY_IMPORT = {"numpy", "scipy", "torch"}
-CORE = {
-    "amwc_layer",
-    "costs",
-    "edges",
-    "estimators",
-    "losses",
-    "losses.affinity",
-    "losses.end_to_end",
-    "losses.labels",
-    "losses.pq",
-}
+# Every module of the package belongs to one layer and imports from its own and lower ones only.
+LAYERS = [
+    {"version", "solver_cython"},
+    {"edges", "costs", "estimators", "amwc_layer", "losses"},
+    {"_registration", "config"},
+    {"data"},
+    {"affinity_head", "post_processing", "visualization"},
+    {"panoptic_seg"},
+    {"evaluation"},
+    {"engine", "model_zoo"},
+    {"__init__"},
+]
+THIRD_PARTY = {"version": set(), "solver_cython": {"numpy"}}  # others may import anything
+THIRD_PARTY |= {module: {"numpy", "scipy", "torch"} for module in LAYERS[1]}
+THIRD_PARTY["_registration"] = THIRD_PARTY["__init__"] = set()
+
+TO_BE_REMOVED = [
+    f"panoptic_seg.py imports amwc_d2.evaluation.oracle.{name}"
+    for name in ("ORACLES", "missing_truth", "oracle_costs")
+]
 
 
-def imported_modules(path):
-    """Absolute names of all modules that a file imports, at any depth."""
+def imports(path, package):
+    """Absolute names of all that a file imports, at any depth; a name of a module or in one."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield "." * node.level + (node.module or "")
+            parts = [package.name, *path.relative_to(package).parts][: -node.level or None]
+            home = ".".join([*(parts if node.level else []), *filter(None, [node.module])])
+            yield from (f"{home}.{alias.name}" for alias in node.names)
 
 
-def violations(paths, third_party, own):
-    bad = []
-    for path in paths:
-        for name in imported_modules(path):
-            top = name.split(".")[0]
-            allowed = (
-                (name.startswith(".") and "solver_cython" in str(path))
-                or name in own
-                or top in third_party | set(sys.stdlib_module_names)
-            )
-            if not allowed:
-                bad.append(f"{path.name} imports {name}")
-    return bad
+def violations(package):
+    """Every import that runs upward, and every library that a layer does not allow."""
+    layer_of = {room: i for i, layer in enumerate(LAYERS) for room in layer}
+    for path in sorted(package.rglob("*.py")):
+        room = path.relative_to(package).parts[0].removesuffix(".py")
+        for name in imports(path, package):
+            top, *rest = name.split(".")
+            if top == package.name:
+                wrong = layer_of.get(rest[0], -1) > layer_of[room]
+            else:
+                wrong = top not in THIRD_PARTY.get(room, {top}) | set(sys.stdlib_module_names)
+            if wrong:
+                yield f"{path.relative_to(package)} imports {name}"
 
 
-def test_the_solver_imports_numpy_only(repository):
-    files = list((repository / "amwc_d2/solver_cython").glob("*.py"))
-    assert files
-    assert not violations(files, SOLVER_MAY_IMPORT, set())
+def test_imports_respect_the_layers(repository):
+    found = list(violations(repository / "amwc_d2"))
+    assert [v for v in found if v not in TO_BE_REMOVED] == []
+    assert LAYERS[0] | LAYERS[1] == WITHOUT_DETECTRON2
 
 
-def test_the_core_never_imports_detectron2(repository):
-    own = {"amwc_d2.solver_cython"} | {f"amwc_d2.{name}" for name in CORE}
+def test_the_walk_sees_violations(tmp_path):
+    package = tmp_path / "amwc_d2"
+    (package / "losses").mkdir(parents=True)
+    (package / "edges.py").write_text("def f():\n    from detectron2.config import CfgNode\n")
+    (package / "losses" / "pq.py").write_text("from amwc_d2 import config\n")
+    (package / "costs.py").write_text("from . import data\nfrom .edges import VOID\n")
+    assert list(violations(package)) == [
+        "costs.py imports amwc_d2.data",
+        "edges.py imports detectron2.config.CfgNode",
+        "losses/pq.py imports amwc_d2.config",
+    ]
+
+
+def test_no_module_imports_itself_by_a_detour(repository):
     package = repository / "amwc_d2"
-    modules = [package / f"{name.replace('.', '/')}.py" for name in sorted(CORE)]
-    files = [file if file.exists() else file.with_suffix("") / "__init__.py" for file in modules]
-    assert not violations(files, CORE_MAY_IMPORT, own)
-
-
-def test_the_walk_sees_a_violation(tmp_path):
-    (tmp_path / "edges.py").write_text("def f():\n    from detectron2.config import CfgNode\n")
-    assert violations([tmp_path / "edges.py"], CORE_MAY_IMPORT, set())
+    modules = {}
+    for path in package.rglob("*.py"):
+        parts = path.relative_to(package).with_suffix("").parts
+        modules[".".join(["amwc_d2", *(p for p in parts if p != "__init__")])] = path
+    graph = {
+        module: {
+            name if name in modules else name.rpartition(".")[0]
+            for name in imports(path, package)
+            if name.startswith("amwc_d2.")
+        }
+        for module, path in modules.items()
+        if module != "amwc_d2"
+    }
+    order = graphlib.TopologicalSorter(graph)
+    order.prepare()  # raises CycleError, which shows the circle
 
 
 def test_importing_registers_with_detectron2():
@@ -79,8 +109,52 @@ def test_importing_registers_with_detectron2():
         "assert heads.get('AMWCAffinityHead') is amwc_d2.AMWCAffinityHead\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("first", ["import detectron2", "from amwc_d2.config import load_config"])
+def test_registration_does_not_depend_on_what_is_imported_first(first):
+    code = (
+        f"{first}\n"
+        "import amwc_d2.solver_cython\n"
+        "from detectron2.data import DatasetCatalog\n"
+        "from detectron2.modeling import META_ARCH_REGISTRY\n"
+        "assert 'AMWCPanoptic' in META_ARCH_REGISTRY\n"
+        "names = DatasetCatalog.list()\n"
+        "assert {'toy_panoptic_train', 'cityscapes_fine_panoptic_test'} <= set(names)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_public_names():
+    assert set(amwc_d2.__all__) == {
+        "AMWCAffinityHead",
+        "AMWCLayer",
+        "AMWCPanoptic",
+        "AMWCPanopticEvaluator",
+        "AMWCTargetGenerator",
+        "Trainer",
+        "__version__",
+        "add_amwc_config",
+        "build_evaluator",
+        "check_panoptic_dataset",
+        "draw_panel",
+        "load_config",
+        "register_panoptic_dataset",
+    }
     for name in amwc_d2.__all__:
         assert getattr(amwc_d2, name) is not None
+        assert name in dir(amwc_d2)
+
+
+def test_the_solver_and_the_core_load_no_detectron2():
+    code = (
+        "import sys\n"
+        "from amwc_d2.solver_cython import solve_amwc\n"
+        "assert not {'torch', 'scipy', 'detectron2'} & set(sys.modules)\n"
+        "import amwc_d2.losses.end_to_end\n"
+        "assert 'torch' in sys.modules and 'detectron2' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_tools_is_not_a_package(repository):

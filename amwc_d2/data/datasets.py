@@ -265,3 +265,6 @@ def check_panoptic_dataset(name, progress=True):
         "crowd_segments": sum(segment.get("iscrowd", 0) for segment in segments),
         "void_fraction": void / pixels,
     }
+
+
+register_panoptic_folders()

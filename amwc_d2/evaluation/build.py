@@ -8,9 +8,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.evaluation import COCOEvaluator
 
+from amwc_d2.data.test_sets import SUBMISSION
 from amwc_d2.evaluation.cityscapes import build_cityscapes_evaluators
 from amwc_d2.evaluation.panoptic_evaluator import COCO_AREAS, AMWCPanopticEvaluator
-from amwc_d2.evaluation.submission import SUBMISSION, SubmissionWriter
+from amwc_d2.evaluation.submission import SubmissionWriter
 from amwc_d2.post_processing import sample_cells, surrounding_labels, upsample_labels
 
 __all__ = ["AMWCPanopticEvaluator", "build_evaluator", "grid_ceiling"]

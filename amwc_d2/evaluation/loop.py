@@ -1,26 +1,42 @@
 """Evaluation in which network, solver and metrics work on different batches at the same time.
 
-While the network computes a batch, other threads load the next one, cut and label the one before
-(``AMWCPanoptic.label``) and hand the one before that to the evaluator. Solver, PyTorch and NumPy
+While the network computes a batch, other threads load the next one, solve and post-process the one
+before (``AMWCPanoptic.label``) and evaluate the one before that. Solver, PyTorch and NumPy
 release Python's lock while they compute. Every part is one thread, so the order is kept; the
 number of batches on the way, and with it the memory, is bounded.
 """
 
 import logging
 import time
-from collections import deque
+from collections import defaultdict, deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import torch
 from detectron2.evaluation import inference_context
-
-from amwc_d2.engine.timing import Stopwatch
 
 logger = logging.getLogger(__name__)
 
 MAX_WAITING = 2  # batches that the network may be ahead of the evaluator
 LOG_PERIOD = 10.0  # seconds
+
+
+class Stopwatch:
+    """Adds up wall seconds by part: ``with watch("network"): ...``.
+
+    Threads may share a watch if each part belongs to one thread.
+    """
+
+    def __init__(self):
+        self.seconds = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, part: str):
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] += time.perf_counter() - start
 
 
 def run_inference(model, data_loader, evaluator) -> tuple[int, float, dict[str, float]]:
@@ -79,7 +95,7 @@ def run_inference(model, data_loader, evaluator) -> tuple[int, float, dict[str, 
             done += len(inputs)
             if time.perf_counter() - last_log > LOG_PERIOD:
                 last_log = time.perf_counter()
-                logger.info("%d images, %.3f s an image", done, (last_log - start) / done)
+                logger.info("%d images, %.3f s per image", done, (last_log - start) / done)
         while waiting:
             waiting.popleft().result()
     return done, time.perf_counter() - start, watch.seconds
@@ -99,7 +115,7 @@ def evaluate(model, data_loader, evaluator) -> dict:
     evaluator.reset()
     count, seconds, parts = run_inference(model, data_loader, evaluator)
     logger.info(
-        "%d images in %.1f s: %.4f s an image; the parts, which overlap: %s",
+        "%d images in %.1f s: %.4f s per image; the parts, which overlap: %s",
         count,
         seconds,
         seconds / max(count, 1),

@@ -17,8 +17,8 @@ from pycocotools import mask as mask_util
 
 from amwc_d2 import Trainer, add_amwc_config
 from amwc_d2.config import load_config
+from amwc_d2.data.test_sets import register_builtin_test_sets, register_test_images
 from amwc_d2.evaluation import AMWCPanopticEvaluator, build_evaluator
-from amwc_d2.evaluation.submission import register_builtin_test_sets, register_test_images
 
 VAL = "cityscapes_fine_panoptic_val"
 

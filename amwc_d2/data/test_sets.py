@@ -1,0 +1,76 @@
+"""Sets of images without ground truth, for the test servers.
+
+``cityscapes_fine_panoptic_test`` and ``coco_2017_test-dev_panoptic`` are registered at ``import
+amwc_d2``; name one in ``DATASETS.TEST`` and run ``--eval-only``.
+"""
+
+import json
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from amwc_d2.data.datasets import datasets_root
+from amwc_d2.data.panoptic_format import IMAGE_SUFFIXES
+
+SUBMISSION = "panoptic_submission"  # evaluator_type
+
+
+def register_test_images(name, image_root, like, image_info=None):
+    """Register images without ground truth.
+
+    Args:
+        name (str): name for ``cfg.DATASETS.TEST``.
+        image_root (str or Path): folder of the images; subfolders are searched too.
+        like (str): a registered dataset with the same classes, such as the val set.
+        image_info (str, Path or None): COCO's JSON with ``images``, which gives ids and files;
+            None: all images of the folder, the id being the file's name up to ``_leftImg8bit`` or
+            to its ending.
+
+    Raises:
+        ValueError: ``name`` is already registered.
+    """
+    if name in DatasetCatalog:
+        raise ValueError(f"A dataset called '{name}' is already registered. Choose another name.")
+    DatasetCatalog.register(name, lambda: _list_images(image_root, image_info))
+    meta = MetadataCatalog.get(like)
+    MetadataCatalog.get(name).set(
+        evaluator_type=SUBMISSION,
+        like=like,
+        ignore_label=meta.ignore_label,
+        stuff_classes=meta.stuff_classes,
+        thing_classes=meta.thing_classes,
+        stuff_colors=meta.stuff_colors,
+        thing_colors=meta.thing_colors,
+        stuff_dataset_id_to_contiguous_id=meta.stuff_dataset_id_to_contiguous_id,
+        thing_dataset_id_to_contiguous_id=meta.thing_dataset_id_to_contiguous_id,
+    )
+
+
+def _list_images(image_root, image_info):
+    root = Path(image_root)
+    if image_info is not None:
+        images = json.loads(Path(image_info).read_text())["images"]
+        return [{"file_name": str(root / i["file_name"]), "image_id": i["id"]} for i in images]
+    files = sorted(f for f in root.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise FileNotFoundError(f"no images in '{root}'. Put the test images there.")
+    return [{"file_name": str(f), "image_id": f.stem.removesuffix("_leftImg8bit")} for f in files]
+
+
+def register_builtin_test_sets():
+    """Register Cityscapes test and COCO test-dev at their places under ``datasets_root()``.
+
+    Names that are already taken are left alone.
+    """
+    root = datasets_root()
+    name = "cityscapes_fine_panoptic_test"
+    if name not in DatasetCatalog:
+        images = root / "cityscapes/leftImg8bit/test"
+        register_test_images(name, images, like="cityscapes_fine_panoptic_val")
+    name = "coco_2017_test-dev_panoptic"
+    if name not in DatasetCatalog:
+        images, info = root / "coco/test2017", "coco/annotations/image_info_test-dev2017.json"
+        register_test_images(name, images, like="coco_2017_val_panoptic", image_info=root / info)
+
+
+register_builtin_test_sets()
