@@ -32,12 +32,11 @@ from amwc_d2.evaluation.oracle import ORACLES, missing_truth, oracle_costs
 from amwc_d2.losses.affinity import affinity_loss, affinity_targets
 from amwc_d2.losses.end_to_end import EndToEndLoss, Truth
 from amwc_d2.post_processing import (
-    UPSAMPLING,
     panoptic_result,
     panoptic_to_instances,
-    pixel_labels,
     segment_scores,
 )
+from amwc_d2.refinement import UPSAMPLING, pixel_labels
 from amwc_d2.solver_cython import lower_bound
 
 TRAINED_LAYERS = ("classifiers", "heads", "decoders", "all")
@@ -110,7 +109,7 @@ class AMWCPanoptic(nn.Module):
             cross_entropy_weight: weight that stage 1's losses have in stage 2.
             bfloat16: train the network in that precision; losses, costs and solver in float32.
             thing_area, stuff_area: smaller segments become void, in pixels of the image.
-            upsampling: from labels of cells to labels of pixels (``post_processing.UPSAMPLING``).
+            upsampling: from labels of cells to labels of pixels (``refinement.UPSAMPLING``).
             oracle: costs that the ground truth replaces at inference (``oracle.ORACLES``).
             report_bound: bound the optimum of every multiway cut at inference.
 
@@ -468,8 +467,7 @@ class AMWCPanoptic(nn.Module):
             scores = segment_scores(
                 *labels, *(c[n, ..., :h, :w] for c in costs), self.solver.distances
             )
-            segment_class = np.zeros(len(scores), dtype=np.int64)
-            segment_class[solution.segments.ravel()] = solution.classes.ravel()
+            segment_class = solution.segment_classes
             classes, segments = (v.to(self.device) for v in labels_of_pixels[n])
             panoptic_seg, segments_info = panoptic_result(
                 segments,

@@ -16,7 +16,7 @@ from amwc_d2._registration import WITHOUT_DETECTRON2
 # Every module of the package belongs to one layer and imports from its own and lower ones only.
 LAYERS = [
     {"version", "solver_cython"},
-    {"edges", "costs", "estimators", "amwc_layer", "losses"},
+    {"edges", "costs", "refinement", "estimators", "amwc_layer", "losses"},
     {"_registration", "config"},
     {"data"},
     {"affinity_head", "post_processing", "visualization"},

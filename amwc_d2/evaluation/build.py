@@ -12,7 +12,7 @@ from amwc_d2.data.test_sets import SUBMISSION
 from amwc_d2.evaluation.cityscapes import build_cityscapes_evaluators
 from amwc_d2.evaluation.panoptic_evaluator import COCO_AREAS, AMWCPanopticEvaluator
 from amwc_d2.evaluation.submission import SubmissionWriter
-from amwc_d2.post_processing import sample_cells, surrounding_labels, upsample_labels
+from amwc_d2.refinement import sample_cells, surrounding_labels, upsample_labels
 
 __all__ = ["AMWCPanopticEvaluator", "build_evaluator", "grid_ceiling"]
 

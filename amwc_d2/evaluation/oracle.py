@@ -21,7 +21,7 @@ from amwc_d2.data.panoptic_format import read_panoptic_png
 from amwc_d2.data.target_generator import AMWCTargetGenerator
 from amwc_d2.edges import VOID
 from amwc_d2.losses.affinity import affinity_targets
-from amwc_d2.post_processing import sample_cells
+from amwc_d2.refinement import sample_cells
 
 ORACLES = ("", "semantic", "affinity", "both")
 CERTAIN = 1000.0  # cost of contradicting the truth; more than all edges of a cell together

@@ -19,11 +19,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, one_hot
 
-from amwc_d2.amwc_layer import AMWCLayer, LabelLayer, SolverSettings, solve
+from amwc_d2.amwc_layer import AMWCLayer, LabelLayer, SolverSettings, solve, to_arrays
 from amwc_d2.costs import without_scale
-from amwc_d2.edges import VOID, at_cell_centres, cut_edges
+from amwc_d2.edges import at_cell_centres, cut_edges
 from amwc_d2.losses.labels import class_loss, cut_loss, edge_weights, fenchel_young_loss
-from amwc_d2.losses.pq import SURROGATES, match_segments, one_hot_masks, pq_surrogate_loss
+from amwc_d2.losses.pq import SURROGATES, match_segments, pq_surrogate_loss
+from amwc_d2.refinement import pixel_labels
 
 
 @dataclass
@@ -127,13 +128,19 @@ class EndToEndLoss:
         return (self.pq_weight or self.separate_weight or self.fenchel_young_weight) > 0
 
     def __call__(
-        self, node_costs: Tensor, edge_costs: Tensor, grid_sizes, truth: Truth
+        self,
+        node_costs: Tensor,
+        edge_costs: Tensor,
+        grid_sizes,
+        truth: Truth,
+        gamma: float | None = None,
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
         """
         Args:
             node_costs: float32 (N, K, H, W). edge_costs: float32 (N, D, 2, H, W).
             grid_sizes: N pairs (h, w), the part of the grid that is image.
             truth: the ground truth, of the grid's shape or a multiple of it.
+            gamma: as in ``post_processing.pixel_labels``, for the labels that are compared with it.
 
         Returns:
             the weighted losses, scalars, by name: ``loss_pq`` (in [0, ``pq_weight``]),
@@ -153,7 +160,7 @@ class EndToEndLoss:
         losses = {}
         if self.pq_weight:
             compared = pixels if self.full_resolution else truth
-            losses["loss_pq"] = self.pq_weight * self._pq_loss(*problem[:3], compared)
+            losses["loss_pq"] = self.pq_weight * self._pq_loss(*problem[:3], compared, gamma)
         if self.separate_weight:
             losses["loss_separate"] = self.separate_weight * self._separate_loss(*problem)
         if self.fenchel_young_weight:
@@ -170,39 +177,54 @@ class EndToEndLoss:
             scalars["amwc/pq_surrogate"] = 1 - losses["loss_pq"].item() / self.pq_weight
         return losses, scalars
 
-    def _pq_loss(self, node_costs, edge_costs, solutions, truth):
+    def _pq_loss(self, node_costs, edge_costs, solutions, truth, gamma):
         """1 - PQ surrogate, in [0, 1]; ``truth`` has ``stride`` x ``stride`` pixels a cell."""
         device = node_costs.device
         grid = (len(solutions), *node_costs.shape[-2:])
         stride = truth.segments.shape[-1] // grid[-1]
         sizes = [tuple(stride * side for side in s.segments.shape) for s in solutions]
         valid = truth.valid(sizes)
-        predicted = torch.full(grid, VOID)
+        grid_sizes = [s.segments.shape for s in solutions]
+        labels = pixel_labels(
+            solutions,
+            *(to_arrays(c, grid_sizes) for c in (node_costs, edge_costs)),
+            self.solver.distances,
+            stride,
+            sizes,
+            sizes,
+            gamma=gamma if stride > 1 else None,
+            num_threads=self.solver.num_threads,
+        )
         channels = []
-        for n, (solution, (y, x)) in enumerate(zip(solutions, sizes)):
-            predicted[n, : y // stride, : x // stride] = torch.from_numpy(solution.segments)
+        for n, ((_, segments), (y, x)) in enumerate(zip(labels, sizes)):
             found = match_segments(
-                enlarged(solution.classes, stride),
-                enlarged(solution.segments, stride),
+                segments.numpy(),
+                solutions[n].segment_classes,
                 truth.segments[n, :y, :x].numpy(),
                 truth.classes[n].numpy(),
                 valid[n, :y, :x].numpy(),
             )
-            channels.append(replace(found, areas=found.areas / stride**2))
+            cells = {k: getattr(found, k) / stride**2 for k in ("areas", "overlaps")}
+            channels.append(replace(found, **cells))
         count = max(len(c) for c in channels)
+        masks, true_masks = torch.zeros(2, len(channels), count, *grid[1:])
+        for n, (c, (_, segments), (y, x)) in enumerate(zip(channels, labels, sizes)):
+            shown = int((c.predicted >= 0).sum())  # the first channels
+            everywhere = torch.ones(segments.shape, dtype=torch.bool)
+            masks[n, :shown, : y // stride, : x // stride] = cell_shares(
+                segments, everywhere, shown, stride
+            )
+            matched = torch.from_numpy(c.truth >= 0).nonzero()[:, 0]
+            shares = cell_shares(truth.segments[n], valid[n], len(truth.classes[n]), stride)
+            true_masks[n, matched] = shares[c.truth[matched]]
         masks = AMWCLayer.apply(
             _of_joint_batch(node_costs),
             _of_joint_batch(edge_costs),
-            _masks(predicted, [c.predicted for c in channels], count).to(device),
+            masks.to(device),
             channels,
             solutions,
             self.solver,
         )
-        true_masks = torch.zeros(masks.shape)
-        for n, c in enumerate(channels):
-            matched = torch.from_numpy(c.truth >= 0).nonzero()[:, 0]
-            shares = cell_shares(truth.segments[n], valid[n], len(truth.classes[n]), stride)
-            true_masks[n, matched] = shares[c.truth[matched]]
         return pq_surrogate_loss(
             masks,
             true_masks.to(device),
@@ -212,6 +234,7 @@ class EndToEndLoss:
             surrogate=self.surrogate,
             miss_weight=self.miss_weight,
             ignored=_padded([c.ignored for c in channels], count, False).to(device),
+            overlap=_padded([c.overlaps for c in channels], count, 0.0).float().to(device),
         )
 
     def _separate_loss(self, node_costs, edge_costs, solutions, truth, valid):
@@ -273,11 +296,6 @@ class EndToEndLoss:
         )
 
 
-def enlarged(labels: np.ndarray, stride: int) -> np.ndarray:
-    """Labels (h, w) of cells as those of their pixels, (stride h, stride w)."""
-    return labels.repeat(stride, 0).repeat(stride, 1)
-
-
 def cell_shares(segments: Tensor, valid: Tensor, count: int, stride: int) -> Tensor:
     """How much of every cell belongs to each true segment.
 
@@ -289,7 +307,8 @@ def cell_shares(segments: Tensor, valid: Tensor, count: int, stride: int) -> Ten
         float32 (S, H, W), multiples of 1 / stride^2.
     """
     height, width = (length // stride for length in segments.shape)
-    cell = torch.from_numpy(enlarged(np.arange(height * width).reshape(height, width), stride))
+    cell = torch.arange(height * width).view(height, width)
+    cell = cell.repeat_interleave(stride, 0).repeat_interleave(stride, 1)
     index = segments[valid] * (height * width) + cell[valid]
     pixels = torch.bincount(index, minlength=count * height * width)
     return pixels.view(count, height, width).float() / stride**2
@@ -302,11 +321,6 @@ def _of_joint_batch(costs: Tensor) -> Tensor:
         costs = costs.view_as(costs)
         costs.register_hook(lambda gradient: gradient * dist.get_world_size())
     return costs
-
-
-def _masks(labels: Tensor, channel_labels, count: int) -> Tensor:
-    """(N, J, H, W): the mask of each channel's label."""
-    return torch.stack([one_hot_masks(z, c, count) for z, c in zip(labels, channel_labels)])
 
 
 def _padded(rows, count: int, value) -> Tensor:

@@ -32,6 +32,7 @@ class Channels:
         truth: int64 (J,), the ground-truth segment, -1 = unmatched prediction.
         ignored: bool (J,), prediction that lies mostly on void or crowd: neither right nor wrong.
         areas: (J,), area of the true segment where there is one, else of the predicted one.
+        overlaps: (J,), area that the predicted and the true segment share.
     """
 
     classes: np.ndarray
@@ -39,20 +40,21 @@ class Channels:
     truth: np.ndarray
     ignored: np.ndarray
     areas: np.ndarray
+    overlaps: np.ndarray
 
     def __len__(self):
         return len(self.classes)
 
 
-def match_segments(classes, segments, truth, truth_classes, valid) -> Channels:
+def match_segments(segments, segment_classes, truth, truth_classes, valid) -> Channels:
     """Match predicted to true segments of the same class, maximising the sum of IoU (paper 3.3).
 
     Crowd counts as void here. panopticapi is stricter: it leaves crowd pixels in the union, and
     excuses a prediction there only if its class is the crowd's.
 
     Args:
-        classes: int (H, W), predicted class of every cell.
-        segments: int (H, W), predicted segment of every cell, from 0 without gaps.
+        segments: int (H, W), predicted segment of every cell or pixel, from 0.
+        segment_classes: int (P,), class of each predicted segment; some may have no pixel.
         truth: int (H, W), true segment, -1 where there is none.
         truth_classes: int (S,), class of each true segment.
         valid: bool (H, W), False on void and crowd.
@@ -61,9 +63,8 @@ def match_segments(classes, segments, truth, truth_classes, valid) -> Channels:
         Channels: first the predicted segments in order, then the missed ones. Pairs that do not
         overlap stay unmatched; true segments without a valid cell do not appear.
     """
-    num_predicted, num_truth = int(segments.max()) + 1, len(truth_classes)
-    predicted_class = np.zeros(num_predicted, dtype=np.int64)
-    predicted_class[segments.ravel()] = classes.ravel()
+    num_predicted, num_truth = len(segment_classes), len(truth_classes)
+    predicted_class = np.asarray(segment_classes, np.int64)
 
     area_all = np.bincount(segments.ravel(), minlength=num_predicted)
     inside = valid & (truth != VOID)
@@ -92,6 +93,12 @@ def match_segments(classes, segments, truth, truth_classes, valid) -> Channels:
         ),
         areas=np.concatenate(
             [np.where(matched < 0, area_all, np.append(truth_area, 0)[matched]), truth_area[missed]]
+        ),
+        overlaps=np.concatenate(
+            [
+                np.where(matched < 0, 0, overlap[np.arange(num_predicted), matched]),
+                np.zeros(len(missed), np.int64),
+            ]
         ),
     )
 
@@ -132,6 +139,7 @@ def pq_surrogate_loss(
     surrogate: str = "symmetric",
     miss_weight: float = 0.0,
     ignored: Tensor | None = None,
+    overlap: Tensor | None = None,
 ) -> Tensor:
     """1 - mean over classes of the smooth panoptic quality; sums run over the batch first.
 
@@ -147,7 +155,8 @@ def pq_surrogate_loss(
     * ``symmetric``: it adds (1 - h)(1 + s) / 2, a soft miss and a soft false positive.
 
     Args:
-        prediction: float (N, J, H, W), predicted masks; the gradient flows to these.
+        prediction: float (N, J, H, W), predicted masks: share of the cell in [0, 1]; the gradient
+            flows to these.
         truth: float (N, J, H, W), true masks in the same channels: share of the cell in [0, 1].
         weight: float (N, H, W), share of the cell that is neither void nor crowd nor padding.
         channel_class: int64 (N, J), class of each channel, -1 = padding.
@@ -156,6 +165,9 @@ def pq_surrogate_loss(
         miss_weight: adds ``miss_weight * u`` of missed objects to the numerator, worth nothing
             where u = 0 but with a gradient there (equation 6 gives missed objects none).
         ignored: bool (N, J), channels that count as nothing.
+        overlap: float (N, J), cells that each pair of masks shares, where both are shares of cells,
+            which do not tell. None: the product of the masks; in either case that gives the
+            gradient.
 
     Returns:
         scalar; 0 times the prediction if no class is present, so that gradients stay connected.
@@ -165,6 +177,8 @@ def pq_surrogate_loss(
         present = present & ~ignored
     truth = torch.minimum(truth, weight[:, None])
     intersection = (prediction * truth).sum((2, 3))
+    if overlap is not None:
+        intersection = overlap + intersection - intersection.detach()
     union = (prediction * weight[:, None]).sum((2, 3)) + truth.sum((2, 3)) - intersection
     u = intersection / union.clamp(min=1)
     h = soft_threshold(u)

@@ -63,6 +63,13 @@ class Solution(NamedTuple):
     segments: np.ndarray
     objective: float
 
+    @property
+    def segment_classes(self) -> np.ndarray:
+        """int32 (S,), the class of every segment."""
+        classes = np.empty(int(self.segments.max()) + 1, np.int32)
+        classes[self.segments] = self.classes
+        return classes
+
 
 def solve_amwc(node_costs, edge_costs, distances, partitionable, method="fast"):
     """Solves an asymmetric multiway cut on a grid.
@@ -212,7 +219,7 @@ def refine_labels(
     A pixel whose four surrounding cells (the taps of bilinear interpolation) are of one segment
     takes that segment. Elsewhere it takes, of their at most four segments s, the one with the
     lowest bilinearly interpolated *conditional cost* ``node_cost(i, class of s) - gamma * sum of
-    edge_cost(ij) / length(ij) over the edges from cell i to cells j of s``; of equal ones the
+    edge_cost(ij)`` over the edges of length 1 and 2 from cell i to cells j of s; of equal ones the
     first in the order of the cells. No segment appears; one of few cells can vanish.
 
     Args:

@@ -4,7 +4,7 @@
 // segment, so does the pixel. Elsewhere it takes, of their at most four segments s, the one with the
 // lowest bilinearly interpolated conditional cost
 //
-//     c(s, i) = c_V(class of s, i) - gamma * sum over edges ij with j in s of c_E(ij) / length(ij),
+//     c(s, i) = c_V(class of s, i) - gamma * sum over short edges ij with j in s of c_E(ij),
 //
 // what it costs cell i to be in s while all others stay: no label is added, nothing is solved again.
 // Pixels are visited block by block, a block being those that lie between the same four cells, so
@@ -40,6 +40,8 @@ struct Taps {
     }
 };
 
+constexpr int kLongest = 2;  // cells; longer edges say too little about where a boundary is
+
 // Conditional costs of the four cells of a block in each of the segments around it.
 class Block {
 public:
@@ -56,10 +58,9 @@ public:
         }
         for (int t = 0; t < 4; t++) {
             float attraction[4] = {0, 0, 0, 0};
-            grid_.for_each_layer_at(uint32_t(cells[t]), [&](int d, size_t other, float weight) {
+            grid_.for_each_short_edge(uint32_t(cells[t]), kLongest, [&](size_t other, float weight) {
                 for (int s = 0; s < count_; s++)
-                    if (segments_[other] == segments_[cells[tap_[s]]])
-                        attraction[s] += weight / float(grid_.dist[d]);
+                    if (segments_[other] == segments_[cells[tap_[s]]]) attraction[s] += weight;
             });
             for (int s = 0; s < count_; s++)
                 cost_[s][t] = grid_.cost(uint32_t(cells[t]), classes_[cells[tap_[s]]]) -

@@ -35,7 +35,7 @@ def backward(options, gradient_scale=1.0, seed=0, sizes=None):
     channels, masks, targets = [], [], []
     for s, t, (h, w) in zip(solutions, truth, sizes):
         t = t[:h, :w]
-        channels.append(match_segments(s.classes, s.segments, t, truth_classes, t >= 0))
+        channels.append(match_segments(s.segments, s.segment_classes, t, truth_classes, t >= 0))
     count = max(map(len, channels))
     for s, t, c, (h, w) in zip(solutions, truth, channels, sizes):
         z = torch.full(t.shape, -1)
@@ -80,7 +80,7 @@ def test_single_pixel_example():
         solutions = solve(node, edge, [(1, 1)], options)
         truth = np.zeros((1, 1), int)
         c = match_segments(
-            solutions[0].classes, solutions[0].segments, truth, np.array([0]), truth >= 0
+            solutions[0].segments, solutions[0].segment_classes, truth, np.array([0]), truth >= 0
         )
         assert c.classes.tolist() == [1, 0] and c.truth.tolist() == [-1, 0]
         masks = one_hot_masks(torch.from_numpy(solutions[0].segments).long(), c.predicted, 2)
@@ -149,7 +149,9 @@ def test_a_segments_lambda_grows_with_its_area():
     """A segment of A > 1 times LAMBDA_AREA cells is perturbed by A lambda, and divided by it."""
     node, edge, truth, truth_classes = scene()
     (solution,) = solve(node[:1], edge[:1], [(8, 10)], settings())
-    c = match_segments(solution.classes, solution.segments, truth[0], truth_classes, truth[0] >= 0)
+    c = match_segments(
+        solution.segments, solution.segment_classes, truth[0], truth_classes, truth[0] >= 0
+    )
     gradient = np.ones((len(c), 8, 10), np.float32)
     problem = LiftedProblem(
         node[0].numpy(), edge[0].numpy(), c.classes, solution.segments, gradient, c.areas

@@ -86,10 +86,14 @@ def test_full_resolution_is_the_quality_of_the_pixels():
     losses, _ = criterion(node, edge, [(8, 10)], truth)
 
     solution = solve(node, edge, [(8, 10)], solver)[0]
-    classes, labels = (x.repeat(3, 0).repeat(3, 1) for x in (solution.classes, solution.segments))
+    labels = solution.segments.repeat(3, 0).repeat(3, 1)
     valid = truth.valid([(24, 30)])
     found = match_segments(
-        classes, labels, segments[0].numpy(), truth.classes[0].numpy(), valid[0].numpy()
+        labels,
+        solution.segment_classes,
+        segments[0].numpy(),
+        truth.classes[0].numpy(),
+        valid[0].numpy(),
     )
     masks = [
         one_hot_masks(z, channels, len(found))[None]

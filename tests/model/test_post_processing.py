@@ -7,10 +7,9 @@ from detectron2.structures import BitMasks
 
 from amwc_d2.post_processing import (
     panoptic_to_instances,
-    sample_cells,
     segment_scores,
-    upsample_labels,
 )
+from amwc_d2.refinement import sample_cells, upsample_labels
 
 
 def equation_11(mask, k, node, edge, distances):

@@ -140,23 +140,36 @@ def test_no_class_at_all_keeps_the_gradient_connected():
 
 def test_matching_by_class_and_overlap():
     segments = np.array([[0, 0, 0, 1, 1, 2, 2, 3]])
-    classes = np.array([[0, 0, 0, 1, 1, 1, 1, 1]])
+    classes = np.array([0, 1, 1, 1])
     truth = np.array([[0, 0, 0, 1, 1, 1, 2, -1]])
     truth_classes = np.array([0, 1, 0])
-    c = match_segments(classes, segments, truth, truth_classes, truth >= 0)
+    c = match_segments(segments, classes, truth, truth_classes, truth >= 0)
     # segment 1 matches truth 1 (IoU 2/3); truth 2 has another class than segment 2: missed
     assert c.predicted.tolist() == [0, 1, 2, 3, -1]
     assert c.truth.tolist() == [0, 1, -1, -1, 2]
     assert c.classes.tolist() == [0, 1, 1, 1, 0]
     assert c.ignored.tolist() == [False, False, False, True, False]  # segment 3 lies on void
+    assert c.overlaps.tolist() == [3, 2, 0, 0, 0]
     assert len(c) == 5
+
+
+def test_overlap_of_shares():
+    """Two halves of one cell that do not meet: the product of the shares would be a quarter."""
+    half = torch.full((1, 1, 1, 1), 0.5, requires_grad=True)
+    arguments = (half.detach(), torch.ones(1, 1, 1), torch.zeros(1, 1).long(), torch.tensor([-1e4]))
+    apart = pq_surrogate_loss(half, *arguments, overlap=torch.zeros(1, 1))
+    product = pq_surrogate_loss(half, *arguments)
+    assert apart.item() == 1 and product.item() < 1
+    whole = pq_surrogate_loss(half, *arguments, overlap=torch.full((1, 1), 0.5))
+    whole.backward()
+    assert whole.item() < product.item() and half.grad.item() < 0
 
 
 def test_matching_maximises_the_sum_of_iou():
     """The greedy choice (segment 0 with truth 0) would leave less in all."""
     segments = np.array([[0] * 10 + [1] * 4])
     truth = np.array([[0] * 5 + [1] * 4 + [0] * 5])
-    c = match_segments(segments * 0, segments, truth, np.array([0, 0]), truth >= 0)
+    c = match_segments(segments, np.array([0, 0]), truth, np.array([0, 0]), truth >= 0)
     assert c.truth.tolist() == [1, 0]
 
 

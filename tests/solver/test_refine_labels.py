@@ -14,11 +14,13 @@ def reference(classes, segments, node_costs, edge_costs, distances, stride, imag
     def conditional(y, x, segment, category):
         cost = float(node_costs[category, y, x])
         for d, layers in zip(distances, edge_costs):
+            if d > 2:
+                continue
             for layer, dy, dx in ((0, 0, d), (1, d, 0)):
                 for v, u, anchor in ((y + dy, x + dx, (y, x)), (y - dy, x - dx, (y - dy, x - dx))):
                     inside = 0 <= v < height and 0 <= u < width
                     if inside and segments[v, u] == segment:
-                        cost -= gamma * float(layers[layer][anchor]) / d
+                        cost -= gamma * float(layers[layer][anchor])
         return cost
 
     out = np.empty((2, *output_size), np.int32)

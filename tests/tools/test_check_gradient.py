@@ -59,7 +59,9 @@ def tiny_problem(seed, options):
     edge = (rng.normal(0.5, 2, exists.shape) * exists).astype(np.float32)
     truth, truth_classes = rng.integers(0, 2, (HEIGHT, WIDTH)) + 1, np.array([0, 2, 2])
     solution = solve_amwc(node, edge, DISTANCES, options.partitionable)
-    c = match_segments(solution.classes, solution.segments, truth, truth_classes, truth >= 0)
+    c = match_segments(
+        solution.segments, solution.segment_classes, truth, truth_classes, truth >= 0
+    )
     classes = np.array([*c.classes, *sorted({0, 1, 2} - set(c.classes.tolist()))])
     gradient = 1 - 2 * one_hot_masks(torch.from_numpy(truth), c.truth, len(c))
     problem = LiftedProblem(node, edge, classes, solution.segments, gradient.numpy(), c.areas)

@@ -37,7 +37,7 @@ from amwc_d2.config import load_config
 from amwc_d2.costs import Costs
 from amwc_d2.engine.command_line import commit, load_model, model_parser
 from amwc_d2.evaluation import segment_metrics
-from amwc_d2.post_processing import pixel_labels
+from amwc_d2.refinement import pixel_labels
 
 logger = logging.getLogger("amwc_d2.calibrate")
 STEP = 0.5  # nats of an offset, and logarithm of a scale, in the first round; halved when stuck

@@ -67,19 +67,19 @@ struct Grid {
         for_each_arc(p, [&](uint32_t q, const float* w) { f(q, *w); }, longest_back);
     }
 
-    // Calls f(d, q, weight) for every edge at p, in a fixed order.
+    // The same for edges of at most this length.
     template <class F>
-    void for_each_layer_at(uint32_t p, F f) const {
+    void for_each_short_edge(uint32_t p, int longest, F f) const {
         const int y = int(p / uint32_t(W)), x = int(p % uint32_t(W));
-        const size_t n = pixels();
         for (int d = 0; d < D; d++) {
             const int step = dist[d];
-            const float *right = layer(d, 0) + p, *down = right + n;
+            if (step > longest) continue;
+            const float *right = layer(d, 0) + p, *down = layer(d, 1) + p;
             const size_t shift = size_t(step) * W;
-            if (x >= step) f(d, size_t(p - step), right[-step]);
-            if (x + step < W) f(d, size_t(p) + step, *right);
-            if (y >= step) f(d, p - shift, *(down - shift));
-            if (y + step < H) f(d, p + shift, *down);
+            if (x >= step) f(size_t(p) - step, right[-step]);
+            if (x + step < W) f(size_t(p) + step, *right);
+            if (y >= step) f(p - shift, *(down - shift));
+            if (y + step < H) f(p + shift, *down);
         }
     }
 
