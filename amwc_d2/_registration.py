@@ -17,6 +17,7 @@ WITHOUT_DETECTRON2 = {
     "edges",
     "estimators",
     "losses",
+    "refinement",
     "solver_cython",
     "version",
 }
