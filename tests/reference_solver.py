@@ -10,33 +10,36 @@ from __future__ import annotations
 import numpy as np
 
 
-def grid_edges(height, width, distances):
-    """List the edges of a grid in the order of the dense ``(D, 2, H, W)`` array.
+def grid_edges(shape, distances):
+    """List the edges of a grid in the order of the dense array.
+
+    Args:
+        shape: (H, W) or (D, H, W).
+        distances: ints, the dense array being (D, 2, H, W), or offsets, it being (O, *shape).
 
     Returns:
-        edges: int64 (E, 2), flat node ids (left / top end first).
+        edges: int64 (E, 2), flat node ids, the pixel that holds the cost first.
         index: int64 (E,), position of each edge in the flattened dense array, ascending.
     """
-    ids = np.arange(height * width).reshape(height, width)
-    flat = np.arange(len(distances) * 2 * height * width)
-    flat = flat.reshape(len(distances), 2, height, width)
+    offsets = distances
+    if np.ndim(distances) == 1:
+        offsets = [offset for d in distances for offset in ((0, d), (d, 0))]
+    pixels = np.array(list(np.ndindex(*shape))).reshape(-1, len(shape))
     edges, index = [np.empty((0, 2), np.int64)], [np.empty(0, np.int64)]
-    for number, d in enumerate(distances):
-        for direction, (rows, cols) in enumerate([(height, width - d), (height - d, width)]):
-            rows, cols = max(rows, 0), max(cols, 0)
-            dy, dx = (0, d) if direction == 0 else (d, 0)
-            first = ids[:rows, :cols]
-            second = ids[dy : dy + rows, dx : dx + cols] if first.size else first
-            edges.append(np.stack([first.ravel(), second.ravel()], 1))
-            index.append(flat[number, direction, :rows, :cols].ravel())
+    for number, offset in enumerate(offsets):
+        other = pixels + offset
+        inside = ((other >= 0) & (other < shape)).all(1)
+        first = np.flatnonzero(inside)
+        second = np.ravel_multi_index(tuple(other[inside].T), shape)
+        edges.append(np.stack([first, second], 1))
+        index.append(number * len(pixels) + first)
     return np.concatenate(edges), np.concatenate(index)
 
 
 def grid_to_graph(node_costs, edge_costs, distances):
     """Turn a dense grid problem into ``(node_costs (N, K), edges (E, 2), edge_costs (E,))``."""
-    classes, height, width = node_costs.shape
-    edges, index = grid_edges(height, width, distances)
-    nodes = np.ascontiguousarray(node_costs.reshape(classes, -1).T)
+    edges, index = grid_edges(node_costs.shape[1:], distances)
+    nodes = np.ascontiguousarray(node_costs.reshape(len(node_costs), -1).T)
     return nodes, edges, edge_costs.reshape(-1)[index]
 
 
@@ -215,6 +218,29 @@ def random_grid(rng, max_side=9, max_classes=6, scale=1.0):
         "node_costs": node_costs.astype(np.float32),
         "edge_costs": edge_costs.astype(np.float32),
         "distances": distances,
+        "partitionable": rng.random(num_classes) < 0.5,
+    }
+
+
+def random_offsets(rng, dims=2, max_side=9, max_classes=6, pixels=None):
+    """Draw a random problem with an offset list, as random_grid; of at most so many pixels."""
+    shape = rng.integers(1, max_side + 1, dims)
+    while pixels and shape.prod() > pixels:
+        shape[shape.argmax()] -= 1
+    steps = np.array(list(np.ndindex(*[7] * dims))) - 3
+    steps = steps[[max(d, tuple(-x for x in d)) == d for d in map(tuple, steps.tolist())]]
+    steps = steps[(steps != 0).any(1)]
+    near = steps[np.abs(steps).max(1) == 1]
+    count = int(rng.integers(1, 7))
+    chosen = rng.permutation(near)[: rng.integers(0, 4)]
+    chosen = np.unique(np.concatenate([chosen, rng.permutation(steps)[:count]]), axis=0)
+    offsets = rng.permutation(chosen) * rng.choice([-1, 1], (len(chosen), 1))
+    num_classes = int(rng.integers(1, max_classes + 1))
+    node_costs = rng.normal(0, rng.choice([0.3, 1.0, 3.0]), (num_classes, *shape))
+    return {
+        "node_costs": node_costs.astype(np.float32),
+        "edge_costs": rng.normal(0.2, 1, (len(offsets), *shape)).astype(np.float32),
+        "distances": offsets.tolist(),
         "partitionable": rng.random(num_classes) < 0.5,
     }
 

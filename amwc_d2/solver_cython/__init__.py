@@ -1,6 +1,7 @@
 """Asymmetric multiway cut (AMWC) and multiway cut on pixel grids and graphs. Needs NumPy only.
 
-Shapes: K classes (J labels), H x W pixels, D edge distances, N nodes and E edges of a graph.
+Shapes: K classes (J labels), H x W pixels, D edge distances or O offsets, N nodes and E edges of a
+graph. A volume has D x H x W voxels; what is said of (H, W) holds for (D, H, W).
 
     minimise  sum_i node_cost(i, class_i)  +  sum_ij edge_cost(ij) [segment_i != segment_j]
 
@@ -8,6 +9,10 @@ over labellings in which a segment has one class and a class that is not partiti
 has at most one segment. Positive edge costs are attractive. ``edge_costs[d, 0, y, x]`` joins
 (y, x) and (y, x + distances[d]); ``edge_costs[d, 1, y, x]`` joins (y, x) and
 (y + distances[d], x); entries whose other end lies outside the grid are ignored.
+
+``distances`` may also list offsets, in the convention of affinities: with ``distances[o] =
+(dy, dx)``, of any sign, ``edge_costs[o, y, x]`` joins (y, x) and (y + dy, x + dx), and
+``edge_costs`` is (O, H, W). A volume always has offsets: (dz, dy, dx), node costs (K, D, H, W) and edge costs (O, D, H, W).
 """
 
 from typing import NamedTuple
@@ -75,9 +80,11 @@ def solve_amwc(node_costs, edge_costs, distances, partitionable, method="fast"):
     """Solves an asymmetric multiway cut on a grid.
 
     Args:
-        node_costs: float32 (K, H, W), lower is better.
-        edge_costs: float32 (D, 2, H, W), positive is attractive; see the module's head.
-        distances: D distinct ints >= 1. Distances beyond the grid have no edges.
+        node_costs: float32 (K, H, W) or, of a volume, (K, D, H, W); lower is better.
+        edge_costs: float32 (D, 2, H, W), positive is attractive; with offsets (O, H, W) or
+            (O, D, H, W). See the module's head.
+        distances: D distinct ints >= 1, or O offsets (dy, dx) or (dz, dy, dx), of which no two join
+            the same pixels. Those beyond the grid have no edges.
         partitionable: bool (K,), True for classes with any number of segments (things).
         method: "greedy" (Algorithm 2 of the paper, exactly), "fast" (label first, then local
             moves) or "best" (both, with full local search; slow).
@@ -205,10 +212,10 @@ def amwc_objective(node_costs, edge_costs, distances, classes, segments):
     Raises:
         ValueError, TypeError: as :func:`solve_amwc`.
     """
-    node_costs, edge_costs, distances = check_grid(node_costs, edge_costs, distances)
-    classes = check_labelling("classes", classes, node_costs.shape[1:], len(node_costs))
-    segments = check_labelling("segments", segments, node_costs.shape[1:], None)
-    return objective(node_costs, edge_costs, distances, classes, segments)
+    grid, shape = check_grid(node_costs, edge_costs, distances)
+    classes = check_labelling("classes", classes, shape, len(grid.node))
+    segments = check_labelling("segments", segments, shape, None)
+    return objective(*grid, classes.ravel(), segments.ravel())
 
 
 def refine_labels(
@@ -311,9 +318,9 @@ def lower_bound(node_costs, edge_costs, distances, partitionable, tight=False):
     Raises:
         ValueError, TypeError: as :func:`solve_amwc`.
     """
-    node_costs, edge_costs, distances = check_grid(node_costs, edge_costs, distances)
-    partitionable = check_partitionable(partitionable, len(node_costs))
-    return bound(node_costs, edge_costs, distances, partitionable, bool(tight))
+    grid, _ = check_grid(node_costs, edge_costs, distances)
+    partitionable = check_partitionable(partitionable, len(grid.node))
+    return bound(*grid, partitionable, bool(tight))
 
 
 def lower_bound_graph(node_costs, edges, edge_costs, partitionable):
@@ -336,9 +343,10 @@ def lower_bound_graph(node_costs, edges, edge_costs, partitionable):
 def _refine_job(
     solution, node_costs, edge_costs, distances, stride, image_size, output_size, gamma
 ):
-    node_costs, edge_costs, distances = check_grid(node_costs, edge_costs, distances)
-    cells = node_costs.shape[1:]
-    classes = check_labelling("classes", solution[0], cells, len(node_costs))
+    grid, cells = check_grid(node_costs, edge_costs, distances)
+    if len(cells) != 2:
+        raise ValueError(f"node_costs: only images can be refined, got shape {node_costs.shape}")
+    classes = check_labelling("classes", solution[0], cells, len(grid.node))
     segments = check_labelling("segments", solution[1], cells, None)
     stride = check_sizes("stride", (stride,), 1)[0]
     image_size = check_sizes("image_size", image_size, 2)
@@ -354,39 +362,35 @@ def _refine_job(
 
     def job(arena):
         out = np.empty((2, *output_size), np.int32)
-        refine(
-            node_costs, edge_costs, distances, classes, segments, gamma, stride, image_size, *out
-        )
+        refine(*grid, classes, segments, gamma, stride, image_size, *out)
         return tuple(out)
 
     return job
 
 
 def _amwc_job(node_costs, edge_costs, distances, partitionable, method):
-    node_costs, edge_costs, distances = check_grid(node_costs, edge_costs, distances, finite=False)
-    partitionable = check_partitionable(partitionable, len(node_costs))
+    grid, shape = check_grid(node_costs, edge_costs, distances, finite=False)
+    partitionable = check_partitionable(partitionable, len(grid.node))
     code = method_code(method)
 
     def job(arena):
-        classes = np.empty(node_costs.shape[1:], np.int32)
-        segments = np.empty_like(classes)
-        value = arena.amwc(
-            node_costs, edge_costs, distances, partitionable, code, classes, segments
-        )
-        return Solution(classes, segments, check_finite(value, node_costs))
+        classes, segments = np.empty((2, grid.node.shape[1]), np.int32)
+        value = arena.amwc(*grid, partitionable, code, classes, segments)
+        check_finite(value, node_costs)
+        return Solution(classes.reshape(shape), segments.reshape(shape), value)
 
     return job
 
 
 def _mwc_job(node_costs, edge_costs, distances, init):
-    node_costs, edge_costs, distances = check_grid(node_costs, edge_costs, distances, finite=False)
+    grid, shape = check_grid(node_costs, edge_costs, distances, finite=False)
     if init is not None:
-        init = check_labelling("init", init, node_costs.shape[1:], len(node_costs))
+        init = check_labelling("init", init, shape, len(grid.node)).ravel()
 
     def job(arena):
-        classes = np.empty(node_costs.shape[1:], np.int32)
-        segments = np.empty_like(classes)
-        value = arena.multiway(node_costs, edge_costs, distances, init, classes, segments)
-        return Solution(classes, segments, check_finite(value, node_costs))
+        classes, segments = np.empty((2, grid.node.shape[1]), np.int32)
+        value = arena.multiway(*grid, init, classes, segments)
+        check_finite(value, node_costs)
+        return Solution(classes.reshape(shape), segments.reshape(shape), value)
 
     return job

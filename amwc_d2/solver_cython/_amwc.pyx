@@ -14,10 +14,8 @@ cdef extern from "Python.h":
 
 cdef extern from "solver.hpp" namespace "amwc" nogil:
     cdef cppclass Grid:
-        const float* node
-        const float* edge
-        const int32_t* dist
-        int K, H, W, D
+        Grid()
+        Grid(const float*, const float*, int, const int32_t*, const int32_t*, int) except +
 
     cdef cppclass Graph:
         const float* node
@@ -37,17 +35,11 @@ cdef extern from "solver.hpp" namespace "amwc" nogil:
         double multiway(const Grid&, const int32_t*, int32_t*, int32_t*) except +
 
 
-cdef Grid make_grid(const float[:, :, ::1] node, const float[:, :, :, ::1] edge,
-                    const int32_t[::1] dist) noexcept nogil:
-    cdef Grid grid
-    grid.node = &node[0, 0, 0]
-    grid.D = <int>dist.shape[0]
-    grid.edge = &edge[0, 0, 0, 0] if grid.D else NULL
-    grid.dist = &dist[0] if grid.D else NULL
-    grid.K = <int>node.shape[0]
-    grid.H = <int>node.shape[1]
-    grid.W = <int>node.shape[2]
-    return grid
+cdef Grid make_grid(const float[:, ::1] node, const float[::1] edge, const int32_t[:, ::1] offsets,
+                    const int32_t[::1] shape) except *:
+    cdef int layers = <int>offsets.shape[0]
+    return Grid(&node[0, 0], &edge[0] if layers else NULL, <int>node.shape[0], &shape[0],
+                &offsets[0, 0] if layers else NULL, layers)
 
 
 cdef Graph make_graph(const float[:, ::1] node, const int32_t[:, ::1] edges,
@@ -75,14 +67,15 @@ cdef class Arena:
     def __cinit__(self):
         self.solver.interrupted = interrupted
 
-    def amwc(self, const float[:, :, ::1] node, const float[:, :, :, ::1] edge,
-             const int32_t[::1] dist, const uint8_t[::1] partitionable, int method,
-             int32_t[:, ::1] classes, int32_t[:, ::1] segments):
+    def amwc(self, const float[:, ::1] node, const float[::1] edge, const int32_t[:, ::1] offsets,
+             const int32_t[::1] shape, const uint8_t[::1] partitionable, int method,
+             int32_t[::1] classes, int32_t[::1] segments):
         """Fills classes and segments; returns the objective, NaN if a node cost is not finite."""
         cdef double value
+        cdef Grid grid = make_grid(node, edge, offsets, shape)
         with nogil:
-            value = self.solver.amwc(make_grid(node, edge, dist), &partitionable[0], method,
-                                     &classes[0, 0], &segments[0, 0])
+            value = self.solver.amwc(grid, &partitionable[0],
+                                     method, &classes[0], &segments[0])
         return value
 
     def amwc_graph(self, const float[:, ::1] node, const int32_t[:, ::1] edges,
@@ -95,15 +88,16 @@ cdef class Arena:
                                            method, &classes[0], &segments[0])
         return value
 
-    def multiway(self, const float[:, :, ::1] node, const float[:, :, :, ::1] edge,
-                 const int32_t[::1] dist, const int32_t[:, ::1] init, int32_t[:, ::1] classes,
-                 int32_t[:, ::1] segments):
+    def multiway(self, const float[:, ::1] node, const float[::1] edge,
+                 const int32_t[:, ::1] offsets, const int32_t[::1] shape, const int32_t[::1] init,
+                 int32_t[::1] classes, int32_t[::1] segments):
         """The same for a multiway cut; init may be None."""
         cdef double value
-        cdef const int32_t* start = &init[0, 0] if init is not None else NULL
+        cdef const int32_t* start = &init[0] if init is not None else NULL
+        cdef Grid grid = make_grid(node, edge, offsets, shape)
         with nogil:
-            value = self.solver.multiway(make_grid(node, edge, dist), start, &classes[0, 0],
-                                         &segments[0, 0])
+            value = self.solver.multiway(grid, start, &classes[0],
+                                         &segments[0])
         return value
 
 
@@ -117,13 +111,13 @@ def all_finite(const float[::1] values):
     return good
 
 
-def objective(const float[:, :, ::1] node, const float[:, :, :, ::1] edge,
-              const int32_t[::1] dist, const int32_t[:, ::1] classes,
-              const int32_t[:, ::1] segments):
+def objective(const float[:, ::1] node, const float[::1] edge, const int32_t[:, ::1] offsets,
+              const int32_t[::1] shape, const int32_t[::1] classes, const int32_t[::1] segments):
     """Objective of any labelling, in double precision."""
     cdef double value
+    cdef Grid grid = make_grid(node, edge, offsets, shape)
     with nogil:
-        value = grid_objective(make_grid(node, edge, dist), &classes[0, 0], &segments[0, 0])
+        value = grid_objective(grid, &classes[0], &segments[0])
     return value
 
 
@@ -136,12 +130,13 @@ cdef extern from "lower_bound.hpp" namespace "amwc" nogil:
                                            int (*)() noexcept nogil) except +
 
 
-def bound(const float[:, :, ::1] node, const float[:, :, :, ::1] edge, const int32_t[::1] dist,
-          const uint8_t[::1] partitionable, bint tight):
+def bound(const float[:, ::1] node, const float[::1] edge, const int32_t[:, ::1] offsets,
+          const int32_t[::1] shape, const uint8_t[::1] partitionable, bint tight):
     """Lower bound on the optimum of a grid."""
     cdef double value
+    cdef Grid grid = make_grid(node, edge, offsets, shape)
     with nogil:
-        value = grid_bound(make_grid(node, edge, dist), &partitionable[0], tight,
+        value = grid_bound(grid, &partitionable[0], tight,
                            interrupted)
     return value
 
@@ -162,12 +157,14 @@ cdef extern from "refine.hpp" namespace "amwc" nogil:
                                         const int32_t*, int, int, int32_t*, int32_t*) except +
 
 
-def refine(const float[:, :, ::1] node, const float[:, :, :, ::1] edge, const int32_t[::1] dist,
-           const int32_t[:, ::1] classes, const int32_t[:, ::1] segments, float gamma, int stride,
+def refine(const float[:, ::1] node, const float[::1] edge, const int32_t[:, ::1] offsets,
+           const int32_t[::1] shape, const int32_t[:, ::1] classes,
+           const int32_t[:, ::1] segments, float gamma, int stride,
            const int32_t[::1] image_size, int32_t[:, ::1] out_classes,
            int32_t[:, ::1] out_segments):
     """Fills out_classes and out_segments, the labels of the pixels of the output."""
+    cdef Grid grid = make_grid(node, edge, offsets, shape)
     with nogil:
-        c_refine(make_grid(node, edge, dist), &classes[0, 0], &segments[0, 0], gamma, stride,
+        c_refine(grid, &classes[0, 0], &segments[0, 0], gamma, stride,
                  &image_size[0], <int>out_classes.shape[0], <int>out_classes.shape[1],
                  &out_classes[0, 0], &out_segments[0, 0])

@@ -1,5 +1,7 @@
 """Checks of the solver's arguments: what comes in wrong is named, what can be converted is."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from ._amwc import all_finite
@@ -49,25 +51,74 @@ def as_ints(name, array, dtype=np.int64):
     return np.ascontiguousarray(array, dtype)
 
 
+class Grid(NamedTuple):
+    """A checked grid problem, as the compiled functions take it; a plane counts as Z = 1."""
+
+    node: np.ndarray  # float32 (K, Z * Y * X)
+    edge: np.ndarray  # float32 (L * Z * Y * X,)
+    offsets: np.ndarray  # int32 (L, 3): dz, dy, dx
+    shape: np.ndarray  # int32 (3,): Z, Y, X
+
+
 def check_grid(node_costs, edge_costs, distances, finite=True):
-    node_costs = as_floats("node_costs", node_costs, "(K, H, W)", 3, finite=finite)
+    """Check a grid problem; returns it as a Grid and the shape of its labellings."""
+    dims = node_costs.ndim if isinstance(node_costs, np.ndarray) and node_costs.ndim == 4 else 3
+    expected = "(K, H, W)" if dims == 3 else "(K, D, H, W)"
+    node_costs = as_floats("node_costs", node_costs, expected, dims, finite=finite)
+    shape = node_costs.shape[1:]
     distances = as_ints("distances", distances)
-    if (
-        distances.ndim != 1
-        or (distances < 1).any()
-        or len(set(distances.tolist())) != len(distances)
-    ):
+    listed = isinstance(edge_costs, np.ndarray) and edge_costs.ndim == 1 + len(shape)
+    if distances.ndim == 1 and len(shape) == 2 and (distances.size or not listed):
+        if (distances < 1).any() or len(set(distances.tolist())) != len(distances):
+            raise ValueError(
+                "distances: expected distinct ints >= 1, or offsets (dy, dx), got "
+                f"{distances.tolist()}"
+            )
+        offsets = np.zeros((len(distances), 2, 3), np.int64)
+        offsets[:, 0, 2] = offsets[:, 1, 1] = distances
+        offsets, layers, shown = offsets.reshape(-1, 3), (len(distances), 2), "(D, 2, H, W)"
+    else:
+        offsets = check_offsets(distances, len(shape))
+        layers, shown = (len(offsets),), "(O, H, W)" if len(shape) == 2 else "(O, D, H, W)"
+    edge_costs = as_floats(
+        "edge_costs", edge_costs, shown, len(layers) + len(shape), empty=not len(offsets)
+    )
+    if edge_costs.shape != layers + shape:
         raise ValueError(
-            f"distances: expected a flat list of distinct ints >= 1, got {distances.tolist()}"
-        )
-    edge_costs = as_floats("edge_costs", edge_costs, "(D, 2, H, W)", 4, empty=not len(distances))
-    expected = (len(distances), 2, *node_costs.shape[1:])
-    if edge_costs.shape != expected:
-        raise ValueError(
-            f"edge_costs: expected shape {expected} for {len(distances)} distances "
+            f"edge_costs: expected shape {layers + shape} for {len(distances)} distances "
             f"and node_costs of shape {node_costs.shape}, got {edge_costs.shape}"
         )
-    return node_costs, edge_costs, np.minimum(distances, 2**30).astype(np.int32)
+    grid = Grid(
+        node_costs.reshape(len(node_costs), -1),
+        edge_costs.reshape(-1),
+        np.ascontiguousarray(offsets.clip(-(2**30), 2**30), np.int32),
+        np.array((1, *shape)[-3:], np.int32),
+    )
+    return grid, shape
+
+
+def check_offsets(offsets, dims):
+    axes = "(dy, dx)" if dims == 2 else "(dz, dy, dx)"
+    if not offsets.size:
+        return np.zeros((0, 3), np.int64)
+    if offsets.ndim != 2 or offsets.shape[1] != dims:
+        raise ValueError(
+            f"distances: expected offsets {axes} for node_costs of {dims + 1} dimensions, got "
+            f"{offsets.tolist()}"
+        )
+    seen = {}
+    for number, offset in enumerate(map(tuple, offsets.tolist())):
+        if not any(offset):
+            raise ValueError(
+                f"distances: offset {number} is {offset}; a pixel has no edge to itself"
+            )
+        first = seen.setdefault(max(offset, tuple(-d for d in offset)), number)
+        if first != number:
+            raise ValueError(
+                f"distances: offsets {first} and {number}, {tuple(offsets[first].tolist())} and "
+                f"{offset}, join the same pixels; add up their costs and pass one"
+            )
+    return np.pad(offsets, ((0, 0), (3 - dims, 0)))
 
 
 def check_graph(node_costs, edges, edge_costs):

@@ -19,70 +19,129 @@ inline void check(int (*interrupted)()) {
 }
 
 // On a grid, cycles need no search. A repulsive edge from p to p + a is closed by
-//   ladders  p -> p + b -> p + a + b -> p + a, for every offset b of the grid: a parallel edge;
-//   lines    a / b edges of a shorter distance b that divides a.
+//   triangles  p -> p + b -> p + a, where a - b is an offset of the grid too, in another direction;
+//   ladders    p -> p + b -> p + a + b -> p + a, for every offset b of the grid: a parallel edge;
+//   lines      a / b edges of a shorter offset b that divides a.
+// Offsets are followed either way.
 class GridCycles {
 public:
     explicit GridCycles(const Grid& grid) : g_(grid) {
-        for (int d = 0; d < g_.D; d++)
-            for (int dir = 0; dir < 2; dir++)
-                if (g_.dist[d] < (dir ? g_.H : g_.W)) {
-                    axes_.push_back({d, dir, g_.dist[d]});
-                    longest_ = std::max(longest_, g_.dist[d]);
-                }
+        for (const Layer& l : g_.layers) {
+            if (!l.exists()) continue;
+            layers_.push_back(&l);
+            longest_ = std::max(longest_, std::max(l.dz, std::max(l.dy, std::abs(l.dx))));
+        }
         path_.resize(size_t(longest_) + 3);
+        for (const Layer* a : layers_) triangles_.push_back(find_triangles(*a));
     }
 
     void pack(std::vector<DualEdge>& edges) {
-        for (const Axis& a : axes_)
-            for (int y = 0; y < (a.dir ? g_.H - a.length : g_.H); y++)
-                for (int x = 0; x < (a.dir ? g_.W : g_.W - a.length); x++) {
-                    DualEdge& edge = edges[index(a, y, x)];
-                    if (edge.cost < 0 && edge.free() > 0 && !ladders(edges, edge, a, y, x))
-                        lines(edges, edge, a, y, x);
+        for (size_t i = 0; i < layers_.size(); i++) {
+            const Layer& a = *layers_[i];
+            for (int row = 0; row < g_.H; row++) {
+                const int z = row / g_.Y, y = row % g_.Y;
+                if (!a.first_row(z, y)) continue;
+                for (int x = a.x0; x < a.x1; x++) {
+                    const size_t p = size_t(row) * g_.W + x;
+                    DualEdge& edge = edges[p + a.weight];
+                    if (!(edge.cost < 0 && edge.free() > 0)) continue;
+                    if (triangles(edges, edge, triangles_[i], p, z, y, x)) continue;
+                    if (!ladders(edges, edge, a, p, z, y, x)) lines(edges, edge, a, p);
                 }
+            }
+        }
     }
 
 private:
-    struct Axis {
-        int d, dir, length;
+    // A layer, followed from first to second ends (sign 1) or back (sign -1).
+    struct Step {
+        const Layer* layer;
+        int sign;
+        int dz() const { return sign * layer->dz; }
+        int dy() const { return sign * layer->dy; }
+        int dx() const { return sign * layer->dx; }
+        // Number of a pixel after the step, and the first end of the edge between the two.
+        size_t after(size_t p) const { return sign > 0 ? p + layer->shift : p - layer->shift; }
+        size_t first(size_t p) const { return sign > 0 ? p : p - layer->shift; }
+    };
+    struct Triangle {
+        Step b, c;
     };
 
     const Grid& g_;
-    std::vector<Axis> axes_;
+    std::vector<const Layer*> layers_;
+    std::vector<std::vector<Triangle>> triangles_;  // by layer
     std::vector<DualEdge*> path_;
     int longest_ = 0;
 
-    size_t index(const Axis& a, int y, int x) const {
-        return ((size_t(a.d) * 2 + a.dir) * g_.H + y) * g_.W + x;
+    static DualEdge* at(std::vector<DualEdge>& edges, const Step& s, size_t p) {
+        return &edges[s.first(p) + s.layer->weight];
     }
 
-    bool ladders(std::vector<DualEdge>& edges, DualEdge& edge, const Axis& a, int y, int x) {
-        const int ay = a.dir ? a.length : 0, ax = a.dir ? 0 : a.length;
-        for (const Axis& b : axes_) {
-            if (b.d == a.d && b.dir == a.dir) continue;
+    bool inside(int z, int y, int x) const {
+        return z >= 0 && z < g_.H / g_.Y && y >= 0 && y < g_.Y && x >= 0 && x < g_.W;
+    }
+
+    // b and c with a = b + c; parallel ones are left to the lines.
+    std::vector<Triangle> find_triangles(const Layer& a) const {
+        std::vector<Triangle> found;
+        for (const Layer* b : layers_)
+            for (const Layer* c : layers_)
+                for (int signs = 0; signs < 4; signs++) {
+                    const Step s{b, signs & 1 ? -1 : 1}, t{c, signs & 2 ? -1 : 1};
+                    const bool sum = s.dz() + t.dz() == a.dz && s.dy() + t.dy() == a.dy &&
+                                     s.dx() + t.dx() == a.dx;
+                    const bool parallel = int64_t(a.dz) * b->dy == int64_t(a.dy) * b->dz &&
+                                          int64_t(a.dy) * b->dx == int64_t(a.dx) * b->dy &&
+                                          int64_t(a.dz) * b->dx == int64_t(a.dx) * b->dz;
+                    if (sum && !parallel) found.push_back({s, t});
+                }
+        return found;
+    }
+
+    bool triangles(std::vector<DualEdge>& edges, DualEdge& edge, const std::vector<Triangle>& list,
+                   size_t p, int z, int y, int x) {
+        for (const Triangle& t : list) {
+            if (!inside(z + t.b.dz(), y + t.b.dy(), x + t.b.dx())) continue;
+            path_[0] = at(edges, t.b, p);
+            path_[1] = at(edges, t.c, t.b.after(p));
+            if (pack_cycle(edge, path_.data(), 2)) return true;
+        }
+        return false;
+    }
+
+    bool ladders(std::vector<DualEdge>& edges, DualEdge& edge, const Layer& a, size_t p, int z, int y,
+                 int x) {
+        for (const Layer* b : layers_) {
+            if (b == &a) continue;
             for (int sign = -1; sign <= 1; sign += 2) {
-                const int by = y + (b.dir ? sign * b.length : 0);
-                const int bx = x + (b.dir ? 0 : sign * b.length);
-                if (by < 0 || bx < 0 || by + ay >= g_.H || bx + ax >= g_.W) continue;
-                path_[0] = &edges[index(a, by, bx)];
-                path_[1] = &edges[index(b, std::min(y, by), std::min(x, bx))];
-                path_[2] = &edges[index(b, std::min(y, by) + ay, std::min(x, bx) + ax)];
+                const Step s{b, sign};
+                const int bz = z + s.dz(), by = y + s.dy(), bx = x + s.dx();
+                if (!inside(bz, by, bx) || !inside(bz + a.dz, by + a.dy, bx + a.dx)) continue;
+                path_[0] = &edges[s.after(p) + a.weight];
+                path_[1] = at(edges, s, p);
+                path_[2] = at(edges, s, p + a.shift);
                 if (pack_cycle(edge, path_.data(), 3)) return true;
             }
         }
         return false;
     }
 
-    void lines(std::vector<DualEdge>& edges, DualEdge& edge, const Axis& a, int y, int x) {
-        for (auto b = axes_.rbegin(); b != axes_.rend(); ++b) {
-            if (b->dir != a.dir || b->length >= a.length || a.length % b->length) continue;
-            const int count = a.length / b->length;
-            for (int s = 0; s < count; s++)
-                path_[s] = &edges[index(*b, y + (a.dir ? s * b->length : 0),
-                                        x + (a.dir ? 0 : s * b->length))];
+    void lines(std::vector<DualEdge>& edges, DualEdge& edge, const Layer& a, size_t p) {
+        for (auto i = layers_.rbegin(); i != layers_.rend(); ++i) {
+            const Layer& b = **i;
+            const int count = times(b, a);
+            if (count < 2) continue;
+            for (int s = 0; s < count; s++) path_[size_t(s)] = &edges[p + s * b.shift + b.weight];
             if (pack_cycle(edge, path_.data(), count)) return;
         }
+    }
+
+    // How many edges of b in a line make one of a; 0 if none do.
+    static int times(const Layer& b, const Layer& a) {
+        const int count = b.dz ? a.dz / b.dz : b.dy ? a.dy / b.dy : a.dx / b.dx;
+        const bool equal = count * b.dz == a.dz && count * b.dy == a.dy && count * b.dx == a.dx;
+        return equal ? count : 0;
     }
 };
 

@@ -65,7 +65,7 @@ public:
     }
 
 private:
-    static constexpr int kTile = 4, kBlock = 8, kNoise = 3;
+    static constexpr int kTile = Grid::kTile, kBlock = 8, kNoise = 3;
 
     // Pieces in contraction: a graph with node costs for the classes in use.
     struct Quotient {
@@ -94,22 +94,25 @@ private:
     Quotient quotient_;
     Greedy greedy_;
     Sums sums_;
+    // Weights of the edges to the next pixel right and down, by first end; null if there are none.
+    const float *right_ = nullptr, *down_ = nullptr;
 
     // Tiles of thing pixels to pieces; z = class for stuff and noise, K + piece for things.
     // Pieces of up to largest_noise pixels are left out.
     void pieces(const Grid& g, Labelling& l, int largest_noise) {
-        const int unit = unit_layer(g);
+        find_unit_edges(g);
         std::copy_n(l.cheapest, g.pixels(), l.z);
         runs_.clear();
         begin_.clear();
         noise_.clear();
-        for (int y = 0; y < g.H; y += kBlock)
-            for (int x = 0; x < g.W; x += kBlock) {
-                if (whole(g, l, unit, y, x, kBlock)) continue;
-                for (int i = y; i < std::min(y + kBlock, g.H); i += kTile)
-                    for (int j = x; j < std::min(x + kBlock, g.W); j += kTile)
-                        if (!whole(g, l, unit, i, j, kTile)) split(g, l, unit, i, j, largest_noise);
-            }
+        for (int top = 0; top < g.H; top += g.Y)
+            for (int y = 0; y < g.Y; y += kBlock)
+                for (int x = 0; x < g.W; x += kBlock) {
+                    if (whole(g, l, top, y, x, kBlock)) continue;
+                    for (int i = y; i < std::min(y + kBlock, g.Y); i += kTile)
+                        for (int j = x; j < std::min(x + kBlock, g.W); j += kTile)
+                            if (!whole(g, l, top, i, j, kTile)) split(g, l, top, i, j, largest_noise);
+                }
         quotient_.N = begin_.size();
         begin_.push_back(uint32_t(runs_.size()));
     }
@@ -121,10 +124,11 @@ private:
     }
 
     // Deals with a square of side n if it is all stuff of a class, or all things of a class whose edges
-    // attract: unit edges in a tile, in larger squares all edges, and strongly.
-    bool whole(const Grid& g, Labelling& l, int unit, int y, int x, int n) {
-        if (y + n > g.H || x + n > g.W) return false;
-        const uint32_t p = uint32_t(y) * g.W + x;
+    // attract: unit edges in a tile, in larger squares all edges, and strongly. Row y is that of the
+    // plane whose first row is top.
+    bool whole(const Grid& g, Labelling& l, int top, int y, int x, int n) {
+        if (y + n > g.Y || x + n > g.W) return false;
+        const uint32_t p = uint32_t(top + y) * g.W + x;
         const Int4 wanted = splat(l.cheapest[p]);
         Int4 same = splat(-1);
         for (int i = 0; i < n; i++)
@@ -132,19 +136,21 @@ private:
                 same &= load(l.cheapest + p + i * size_t(g.W) + j) == wanted;
         if (!all(same)) return false;
         if (!l.thing[l.cheapest[p]]) return true;
-        if (unit < 0) return false;
+        if (!right_ || !down_) return false;
         // Larger squares must be beyond doubt: what is merged here is not split again.
         const float least = n == kTile ? 0.0f : 0.5f * l.scale;
         Int4 repels = splat(0);
-        for (int d = 0; d < g.D; d++) {
-            const int step = g.dist[d];
-            if (step >= n || (step > 1 && n == kTile)) continue;
-            for (int i = 0; i < n; i++)
+        for (const Layer& layer : g.layers) {
+            if (layer.dz || layer.dy >= n || std::abs(layer.dx) >= n) continue;
+            if (n == kTile && layer.dy + std::abs(layer.dx) > 1) continue;
+            // From the end that holds the weight to the other.
+            const int dy = layer.at_first ? layer.dy : -layer.dy;
+            const int dx = layer.at_first ? layer.dx : -layer.dx;
+            for (int i = std::max(0, -dy); i < n - std::max(0, dy); i++)
                 for (int j = 0; j < n; j += 4) {
-                    const size_t q = p + i * size_t(g.W) + j;
-                    const Int4 column = Int4{0, 1, 2, 3} + j;
-                    repels |= (load(g.layer(d, 0) + q) < least) & (column < n - step);
-                    if (i + step < n) repels |= load(g.layer(d, 1) + q) < least;
+                    const Int4 other = Int4{0, 1, 2, 3} + (j + dx);
+                    const Float4 w = load(g.edge + layer.start + p + i * size_t(g.W) + j);
+                    repels |= (w < least) & (other >= 0) & (other < n);
                 }
         }
         if (any(repels)) return false;
@@ -154,9 +160,9 @@ private:
     }
 
     // Pieces of the tile from (y, x) on; pixel i % 4 of row i / 4 is bit i.
-    void split(const Grid& g, Labelling& l, int unit, int y, int x, int largest_noise) {
-        const uint32_t p = uint32_t(y) * g.W + x;
-        const int h = std::min(kTile, g.H - y), w = std::min(kTile, g.W - x);
+    void split(const Grid& g, Labelling& l, int top, int y, int x, int largest_noise) {
+        const uint32_t p = uint32_t(top + y) * g.W + x;
+        const int h = std::min(kTile, g.Y - y), w = std::min(kTile, g.W - x);
         int32_t kind[kTile * kTile];
         unsigned things = 0, right = 0, down = 0;  // right, down: joined with the next
         for (int i = 0; i < h * kTile; i++) {
@@ -165,14 +171,14 @@ private:
             kind[i] = l.kind[k];
             things |= unsigned(l.thing[k]) << i;
         }
-        for (unsigned left = unit < 0 ? 0 : things; left; left &= left - 1) {
+        for (unsigned left = things; left; left &= left - 1) {
             const int i = __builtin_ctz(left);
             const uint32_t q = p + i / kTile * g.W + i % kTile;
-            const auto joined = [&](int j, int dir) {
-                return things >> j & 1 && kind[i] == kind[j] && g.layer(unit, dir)[q] >= 0;
+            const auto joined = [&](int j, const float* weight) {
+                return weight && things >> j & 1 && kind[i] == kind[j] && weight[q] >= 0;
             };
-            if (i % kTile + 1 < kTile) right |= unsigned(joined(i + 1, 0)) << i;
-            if (i + kTile < kTile * kTile) down |= unsigned(joined(i + kTile, 1)) << i;
+            if (i % kTile + 1 < kTile) right |= unsigned(joined(i + 1, right_)) << i;
+            if (i + kTile < kTile * kTile) down |= unsigned(joined(i + kTile, down_)) << i;
         }
         while (things) {
             unsigned piece = things & -things, before = 0;
@@ -199,38 +205,37 @@ private:
     // Adds noise to the clusters beside it: a pixel goes with the neighbour of its class that attracts
     // it most; what has none after two passes begins a new cluster.
     void grow(const Grid& g, Labelling& l) {
-        const int unit = unit_layer(g);
         const auto assigned = [&](uint32_t q) { return l.z[q] >= g.K; };
         const auto join = [&](uint32_t p) {
             if (assigned(p)) return;
             const int32_t kind = l.kind[l.cheapest[p]];
-            const float *right = g.layer(unit, 0), *down = g.layer(unit, 1);
-            const uint32_t width = uint32_t(g.W), x = p % width;
+            const uint32_t width = uint32_t(g.W), x = p % width, y = p / width % uint32_t(g.Y);
             float strongest = 0;
             const auto consider = [&](uint32_t q, float w) {
                 if (!assigned(q) || !(w > strongest) || l.kind[l.class_of[l.z[q]]] != kind) return;
                 strongest = w;
                 l.z[p] = l.z[q];
             };
-            if (x) consider(p - 1, right[p - 1]);
-            if (x + 1 < width) consider(p + 1, right[p]);
-            if (p >= width) consider(p - width, down[p - width]);
-            if (p + width < g.pixels()) consider(p + width, down[p]);
+            if (right_ && x) consider(p - 1, right_[p - 1]);
+            if (right_ && x + 1 < width) consider(p + 1, right_[p]);
+            if (down_ && y) consider(p - width, down_[p - width]);
+            if (down_ && y + 1 < uint32_t(g.Y)) consider(p + width, down_[p]);
         };
-        for (uint32_t p : noise_)
-            if (unit >= 0) join(p);
+        for (uint32_t p : noise_) join(p);
         for (uint32_t p : noise_) {
-            if (unit >= 0) join(p);
+            join(p);
             if (assigned(p)) continue;
             l.z[p] = int32_t(l.class_of.size());
             l.class_of.push_back(l.cheapest[p]);
         }
     }
 
-    static int unit_layer(const Grid& g) {
-        for (int d = 0; d < g.D; d++)
-            if (g.dist[d] == 1) return d;
-        return -1;
+    void find_unit_edges(const Grid& g) {
+        right_ = down_ = nullptr;
+        for (const Layer& layer : g.layers) {
+            if (layer.dz || layer.dy + std::abs(layer.dx) != 1 || !layer.exists()) continue;
+            (layer.dy ? down_ : right_) = g.edge + layer.weight;
+        }
     }
 
     // Sums of costs over pieces and pairs of pieces.
@@ -264,8 +269,8 @@ private:
         q.to.clear();
         q.weight.clear();
         sums_.resize(size_t(g.K) + q.N);
-        // Pieces are numbered by tile, so that a forward edge into another tile always goes to a
-        // higher piece; backward edges are only looked at where both ends may share a tile.
+        // Pieces are numbered by tile, so that a forward edge into another tile goes to a higher piece,
+        // unless it crosses to the left; backward edges are only looked at where they must be.
         for (int32_t c = 0; c < int32_t(q.N); c++) {
             sums_.clear();
             if (const int side = side_of_square(c)) {
@@ -295,7 +300,7 @@ private:
 
     void add_run_of_neighbours(const Grid& g, const Labelling& l, uint32_t start, uint32_t length) {
         const auto add = [&](uint32_t q, const float* w, int count) { sums_.add(l.z + q, w, count); };
-        g.for_each_run_of_neighbours(start, int(length), add, kTile - 1);
+        g.for_each_run_of_neighbours(start, int(length), add, Back::kTile);
     }
 
     // The edges of a square of four pixels: most squares they lead to are of one piece too.

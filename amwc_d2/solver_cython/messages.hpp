@@ -29,7 +29,7 @@
 
 namespace amwc {
 
-inline size_t edge_slots(const Grid& grid) { return size_t(grid.D) * 2 * grid.pixels(); }
+inline size_t edge_slots(const Grid& grid) { return grid.layers.size() * grid.pixels(); }
 inline size_t edge_slots(const Graph& graph) { return graph.E; }
 
 template <class Costs>

@@ -44,9 +44,9 @@ public:
         stale_.clear();
         changes.start(g.pixels());
         arcs_.build(g);
-        label_.resize(g.D);
-        rest_.resize(g.D);
-        pull_.resize(g.D);
+        label_.resize(arcs_.pairs());
+        rest_.resize(arcs_.pairs());
+        pull_.resize(arcs_.pairs());
         awake_.assign(g.pixels() / kBlock + 1, 0);
     }
 
@@ -54,7 +54,7 @@ public:
     // rows see the moves of earlier ones, and their own bounds are computed after them.
     size_t first_sweep(const Grid& g) {
         size_t moves = 0;
-        ahead_ = Int4{0, -1, 0, -1};  // right and down
+        ahead_ = Int4{0, -1, 0, -1};  // those that come later
         for (int y = 0; y < g.H; y++) {
             bound(g, y);
             moves += sweep(g, uint32_t(y) * g.W, uint32_t(y + 1) * g.W);
@@ -129,29 +129,29 @@ private:
     Arcs arcs_;
     Int4 ahead_ = splat(0);  // the neighbours whose slack is still the first bound
 
-    // The node looked at: for each distance the clusters of its four neighbours (-1 where there is
-    // none) and the weights to them, and those clusters that are still to be dealt with.
+    // The node looked at: for each pair of layers the clusters of its four neighbours (-1 where there
+    // is none) and the weights to them, and those clusters that are still to be dealt with.
     std::vector<Int4> label_, rest_;
     std::vector<Float4> pull_;
     struct Look {
-        Arcs::Zone column, row;
+        Arcs::Zone zone;
         float own, others;  // pull of its own cluster, attraction to all others
     };
 
     // Gathers the surroundings of p. Its own cluster is dealt with.
     Look look(const Grid& g, uint32_t p) {
         const uint32_t width = uint32_t(g.W);
-        const Arcs::Zone column = arcs_.of_column(int(p % width)), row = arcs_.of_row(int(p / width));
+        const Arcs::Zone zone = arcs_.at(int(p / width), int(p % width));
         const int32_t* z = z_ + p;
         const float* e = g.edge + p;
         const Int4 from = splat(*z);
         Int4 *const label = label_.data(), *const rest = rest_.data();
         Float4 *const pull = pull_.data(), own = splat(0.0f), others = own;
-        for (int d = 0, D = g.D; d < D; d++) {
-            const Arcs::Arc *h = column.arcs + 2 * d, *v = row.arcs + 2 * d;
-            const Int4 missing = column.missing[d] | row.missing[d];
-            const Int4 there = {z[h[0].node], z[h[1].node], z[v[0].node], z[v[1].node]};
-            const Float4 weight = {e[h[0].edge], e[h[1].edge], e[v[0].edge], e[v[1].edge]};
+        for (size_t d = 0, pairs = arcs_.pairs(); d < pairs; d++) {
+            const Arcs::Arc* a = zone.arcs + 4 * d;
+            const Int4 missing = zone.missing[d];
+            const Int4 there = {z[a[0].node], z[a[1].node], z[a[2].node], z[a[3].node]};
+            const Float4 weight = {e[a[0].edge], e[a[1].edge], e[a[2].edge], e[a[3].edge]};
             const Int4 done = missing | (there == from);
             label[d] = there | missing;
             rest[d] = there | done;
@@ -159,7 +159,7 @@ private:
             own += keep(done, pull[d]);
             others += drop(done, higher(weight, splat(0.0f)));
         }
-        return {column, row, total(own), total(others)};
+        return {zone, total(own), total(others)};
     }
 
     // Moves p, which was looked at, and lowers the slack of its neighbours.
@@ -172,11 +172,7 @@ private:
         };
         for (size_t d = 0; d < pull_.size(); d++) {
             const Float4 drop = spent(label_[d], from4, to4, pull_[d], ahead_);
-            const Arcs::Arc *h = here.column.arcs + 2 * d, *v = here.row.arcs + 2 * d;
-            lower_slack(h[0], drop[0]);
-            lower_slack(h[1], drop[1]);
-            lower_slack(v[0], drop[2]);
-            lower_slack(v[1], drop[3]);
+            for (int i = 0; i < 4; i++) lower_slack(here.zone.arcs[4 * d + i], drop[i]);
         }
         z_[p] = to;
         changes.add(p);

@@ -88,7 +88,7 @@ private:
             const auto add = [&](uint32_t q, const float* w) {
                 if (region_[q] == id) gain += 2 * std::max(*w, 0.0f);
             };
-            g.for_each_arc(p, add, 0);
+            g.for_each_arc(p, add, Back::kNone);
         }
         return gain > 0;
     }

@@ -58,12 +58,30 @@ def draw_grid(rng):
     classes = int(rng.choice([1, 2, 3, 8, 21, 40]))
     distances = rng.choice([1, 2, 3, 4, 7, 8, 16, 100], rng.integers(0, 5), replace=False)
     scale = 10.0 ** rng.choice([0, 0, 0, -6, -3, 3, 6])
+    if rng.random() < 0.3:
+        return draw_offsets(rng, (height, width), classes, scale)
     node_costs = draw_costs(rng, (classes, height, width), scale * rng.choice([0.1, 1, 5]))
     edge_costs = draw_costs(rng, (len(distances), 2, height, width), scale)
     if rng.random() < 0.2:  # entries whose other end lies outside must not be looked at
         edge_costs = np.copysign(np.abs(edge_costs), 1)
     partitionable = rng.random(classes) < rng.choice([0, 0.5, 1])
     return node_costs, edge_costs, distances.tolist(), partitionable
+
+
+def draw_offsets(rng, shape, classes, scale):
+    """Draw a problem with an offset list, of an image or a volume."""
+    if rng.random() < 0.5:
+        shape = (int(rng.integers(1, 5)), *shape)
+    offsets = {}
+    for _ in range(rng.integers(0, 8)):
+        offset = tuple(
+            int(o) for o in rng.choice([-100, -9, -4, -2, -1, 0, 1, 2, 3, 7], len(shape))
+        )
+        if any(offset):
+            offsets[max(offset, tuple(-o for o in offset))] = offset
+    node_costs = draw_costs(rng, (classes, *shape), scale * rng.choice([0.1, 1, 5]))
+    edge_costs = draw_costs(rng, (len(offsets), *shape), scale)
+    return node_costs, edge_costs, list(offsets.values()), rng.random(classes) < 0.5
 
 
 def relayout(rng, array):
@@ -177,8 +195,11 @@ def fuzz_batch(rng):
     node_costs, edge_costs = [first[0]], [first[1]]
     for _ in range(rng.integers(0, 4)):
         shape = rng.integers(1, 9, 2)
+        shape = (*first[0].shape[1:-2], *shape)
         node_costs.append(draw_costs(rng, (len(first[0]), *shape), 1))
-        edge_costs.append(draw_costs(rng, (len(first[2]), 2, *shape), 1))
+        edge_costs.append(
+            draw_costs(rng, (*first[1].shape[: first[1].ndim - len(shape)], *shape), 1)
+        )
     largest = max(costs[0].size for costs in node_costs)
     method, threads = str(rng.choice(draw_methods(rng, largest))), int(rng.integers(1, 4))
     solutions = solve_amwc_batch(node_costs, edge_costs, *first[2:], method, threads)

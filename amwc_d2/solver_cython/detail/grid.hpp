@@ -1,53 +1,78 @@
 // Geometry and costs of a pixel grid with long-range edges, read in place.
 //
-// node  (K, H, W) float32: cost of class k at pixel p = y * W + x is node[k * N + p].
-// edge  (D, 2, H, W) float32, anchored left / top: [d, 0] joins (y, x) and (y, x + dist[d]),
-//       [d, 1] joins (y, x) and (y + dist[d], x). Positive = attractive. Entries whose other end
-//       lies outside the grid are never read.
+// node  (K, Z, Y, X) float32: cost of class k at pixel p is node[k * N + p]; an image has Z = 1.
+// edge  (L, Z, Y, X) float32: layer l has an offset and holds, at pixel i, the weight of the edge
+//       between i and i + offset. Positive = attractive. Entries whose other end lies outside the
+//       grid are never read.
+//
+// The rows of all planes follow each other: H = Z Y rows of W = X pixels. The first end of an edge is
+// the one that comes first in this order, whichever end the weight is stored at.
 #pragma once
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
+#include <cstdlib>
 #include <vector>
 
 #include "simd.hpp"
 
 namespace amwc {
 
+// The edges of one offset.
+struct Layer {
+    int dz, dy, dx;         // from the first end of an edge to the second
+    int x0, x1, y0, y1, z1; // first ends: x0 <= x < x1, y0 <= y < y1, z < z1
+    size_t shift;           // number of the second end less that of the first
+    size_t start;           // edge[start + p] is an entry of the layer for every pixel p
+    ptrdiff_t weight;       // edge[p + weight] is the weight of the edge whose first end is p
+    bool at_first;          // the weight is stored at the first end
+    // The first end may be in the same tile as the second, or in a later one, where tiles of side
+    // Grid::kTile are numbered in the order of rows.
+    bool within, crossing;
+
+    bool first_row(int z, int y) const { return z < z1 && y >= y0 && y < y1; }
+    bool second_row(int z, int y) const { return z >= dz && y - dy >= y0 && y - dy < y1; }
+    bool first_column(int x) const { return x >= x0 && x < x1; }
+    bool second_column(int x) const { return first_column(x - dx); }
+    bool exists() const { return x0 < x1 && y0 < y1 && z1 > 0; }
+    // Both ends are in one row.
+    bool flat() const { return dz == 0 && dy == 0; }
+};
+
+// Which of the edges to earlier pixels are wanted: all, those of layers that need not lead to an
+// earlier tile, or none.
+enum class Back { kAll, kTile, kNone };
+
 struct Grid {
-    static constexpr int kAnyLength = std::numeric_limits<int>::max();
-    const float* node;
-    const float* edge;
-    const int32_t* dist;
-    int K, H, W, D;
+    static constexpr int kTile = 4;
+    const float* node = nullptr;
+    const float* edge = nullptr;
+    int K = 0, Y = 0, H = 0, W = 0;
+    std::vector<Layer> layers;
+
+    Grid() = default;
+
+    // shape (3,): Z, Y, X. offsets (L, 3): dz, dy, dx, each up to 2^30 in magnitude.
+    Grid(const float* node, const float* edge, int K, const int32_t* shape, const int32_t* offsets,
+         int L)
+        : node(node), edge(edge), K(K), Y(shape[1]), H(shape[0] * shape[1]), W(shape[2]) {
+        for (int l = 0; l < L; l++) layers.push_back(make_layer(offsets + 3 * l, size_t(l)));
+    }
 
     size_t pixels() const { return size_t(H) * W; }
-    const float* layer(int d, int dir) const { return edge + (size_t(d) * 2 + dir) * pixels(); }
 
     // Calls f(p, q, weights, count) for every run of edges (p + i, q + i), i < count, in a row.
     template <class F>
     void for_each_row(F f) const {
-        for (int d = 0; d < D; d++)
-            for (int dir = 0; dir < 2; dir++)
-                for (int y = 0; y < H; y++) row(d, dir, y, f);
+        for (const Layer& l : layers)
+            for (int row = 0; row < H; row++) edges_of_row(l, row, f);
     }
 
-    // The same for the edges right and down of the pixels of row y.
+    // The same for the edges of which a pixel of one row is the first end.
     template <class F>
-    void for_each_row_at(int y, F f) const {
-        for (int d = 0; d < D; d++)
-            for (int dir = 0; dir < 2; dir++) row(d, dir, y, f);
-    }
-
-    // The same for those of one layer.
-    template <class F>
-    void row(int d, int dir, int y, F f) const {
-        const int step = dist[d];
-        if (step >= (dir ? H - y : W)) return;
-        const size_t p = size_t(y) * W, shift = dir ? size_t(step) * W : size_t(step);
-        f(p, p + shift, layer(d, dir) + p, dir ? W : W - step);
+    void for_each_row_at(int row, F f) const {
+        for (const Layer& l : layers) edges_of_row(l, row, f);
     }
 
     // Calls f(p, q, weight, edge index) for every edge that exists, in the order of its index.
@@ -60,31 +85,27 @@ struct Grid {
         });
     }
 
-    // Calls f(q, weight) for every edge at p, in a fixed order; of the edges up and left for those
-    // of at most this length only.
+    // Calls f(q, weight) for every edge at p, in a fixed order.
     template <class F>
-    void for_each_neighbour(uint32_t p, F f, int longest_back = kAnyLength) const {
-        for_each_arc(p, [&](uint32_t q, const float* w) { f(q, *w); }, longest_back);
+    void for_each_neighbour(uint32_t p, F f) const {
+        for_each_arc(p, [&](uint32_t q, const float* w) { f(q, *w); });
     }
 
-    // The same for edges of at most this length.
+    // The same for edges of at most this length, the largest step along an axis.
     template <class F>
     void for_each_short_edge(uint32_t p, int longest, F f) const {
-        const int y = int(p / uint32_t(W)), x = int(p % uint32_t(W));
-        for (int d = 0; d < D; d++) {
-            const int step = dist[d];
-            if (step > longest) continue;
-            const float *right = layer(d, 0) + p, *down = layer(d, 1) + p;
-            const size_t shift = size_t(step) * W;
-            if (x >= step) f(size_t(p) - step, right[-step]);
-            if (x + step < W) f(size_t(p) + step, *right);
-            if (y >= step) f(p - shift, *(down - shift));
-            if (y + step < H) f(p + shift, *down);
+        const Position at(*this, p);
+        for (const Layer& l : layers) {
+            if (std::max(l.dz, std::max(std::abs(l.dy), std::abs(l.dx))) > longest) continue;
+            const float* w = edge + p + l.weight;
+            if (l.second_column(at.x) && l.second_row(at.z, at.y)) f(p - l.shift, *(w - l.shift));
+            if (l.first_column(at.x) && l.first_row(at.z, at.y)) f(p + l.shift, *w);
         }
     }
 
     // Calls f(q) for the pixels next to p in memory and in its column: its four neighbours, and at
-    // the ends of rows one that is none, which does no harm to whoever looks for what may change.
+    // the ends of rows and planes some that are none, which does no harm to whoever looks for what
+    // may change.
     template <class F>
     void for_each_beside(uint32_t p, F f) const {
         const uint32_t n = uint32_t(pixels()), width = uint32_t(W);
@@ -96,55 +117,57 @@ struct Grid {
 
     // As for_each_neighbour, with a pointer into the edge costs.
     template <class F>
-    void for_each_arc(uint32_t p, F f, int longest_back = kAnyLength) const {
-        const int y = int(p / uint32_t(W)), x = int(p % uint32_t(W));
-        const size_t n = pixels();
-        for (int d = 0; d < D; d++) {
-            const int step = dist[d];
-            const float *right = layer(d, 0) + p, *down = right + n;
-            const size_t shift = size_t(step) * W;
-            const bool back = step <= longest_back;
-            if (back && x >= step) f(p - step, right - step);
-            if (x + step < W) f(p + step, right);
-            if (back && y >= step) f(uint32_t(p - shift), down - shift);
-            if (y + step < H) f(uint32_t(p + shift), down);
+    void for_each_arc(uint32_t p, F f, Back back = Back::kAll) const {
+        const Position at(*this, p);
+        for (const Layer& l : layers) {
+            const float* w = edge + p + l.weight;
+            if (wanted(l, back) && l.second_column(at.x) && l.second_row(at.z, at.y))
+                f(uint32_t(p - l.shift), w - l.shift);
+            if (l.first_column(at.x) && l.first_row(at.z, at.y)) f(uint32_t(p + l.shift), w);
         }
     }
 
     // Calls f(q, weights, count) for every run of edges that join successive pixels of the run of
     // pixels p + i, i < length, in a row, to q, q + 1, ..., in a fixed order, but for those that join
-    // two pixels of the run; of the edges up and left for those of at most this length only.
+    // two pixels of the run.
     template <class F>
-    void for_each_run_of_neighbours(uint32_t p, int length, F f,
-                                    int longest_back = kAnyLength) const {
-        const int y = int(p / uint32_t(W)), x = int(p % uint32_t(W));
-        const size_t n = pixels();
-        for (int d = 0; d < D; d++) {
-            const int step = dist[d];
-            const float *right = layer(d, 0) + p, *down = right + n;
-            const size_t shift = size_t(step) * W;
-            const bool back = step <= longest_back;
-            int first = std::max(0, step - x), last = std::min(length, step);
-            if (back && first < last) f(p + first - step, right + first - step, last - first);
-            first = std::max(0, length - step), last = std::min(length, W - step - x);
-            if (first < last) f(p + first + step, right + first, last - first);
-            if (back && y >= step) f(uint32_t(p - shift), down - shift, length);
-            if (y + step < H) f(uint32_t(p + shift), down, length);
+    void for_each_run_of_neighbours(uint32_t p, int length, F f, Back back = Back::kAll) const {
+        const Position at(*this, p);
+        for (const Layer& l : layers) {
+            const float* w = edge + p + l.weight;
+            if (wanted(l, back) && l.second_row(at.z, at.y)) {
+                const int first = std::max(0, l.x0 + l.dx - at.x);
+                const int last = std::min(l.flat() ? std::min(length, l.dx) : length,
+                                          l.x1 + l.dx - at.x);
+                if (first < last) f(uint32_t(p + first - l.shift), w + first - l.shift, last - first);
+            }
+            if (l.first_row(at.z, at.y)) {
+                const int first = std::max(l.flat() ? std::max(0, length - l.dx) : 0, l.x0 - at.x);
+                const int last = std::min(length, l.x1 - at.x);
+                if (first < last) f(uint32_t(p + first + l.shift), w + first, last - first);
+            }
         }
     }
 
-    // Calls f(q, weights) for every edge right or down that all pixels of a square of side n from p on
-    // have, with those of the pixel p; false where some have one and others do not.
+    // Calls f(q, weights) for every edge that all pixels of a square of side n from p on have to later
+    // tiles, with that of the pixel p; false where some have one and others do not.
     template <class F>
     bool for_each_square_of_neighbours(uint32_t p, int n, F f) const {
-        const int y = int(p / uint32_t(W)), x = int(p % uint32_t(W));
-        for (int d = 0; d < D; d++) {
-            const int right = W - dist[d] - x, down = H - dist[d] - y;
-            if ((right > 0 && right < n) || (down > 0 && down < n)) return false;
-        }
-        for (int d = 0; d < D; d++) {
-            if (x + dist[d] < W) f(p + dist[d], layer(d, 0) + p);
-            if (y + dist[d] < H) f(uint32_t(p + size_t(dist[d]) * W), layer(d, 1) + p);
+        const Position at(*this, p);
+        const auto share = [n](int x, int y, const Layer& l) {  // 0: none has the edge, 2: all
+            if (x >= l.x1 || x + n <= l.x0 || y >= l.y1 || y + n <= l.y0) return 0;
+            return x >= l.x0 && x + n <= l.x1 && y >= l.y0 && y + n <= l.y1 ? 2 : 1;
+        };
+        const auto forth = [&](const Layer& l) { return at.z < l.z1 ? share(at.x, at.y, l) : 0; };
+        const auto back = [&](const Layer& l) {
+            return l.crossing ? share(at.x - l.dx, at.y - l.dy, l) : 0;
+        };
+        for (const Layer& l : layers)
+            if (forth(l) == 1 || back(l) == 1) return false;
+        for (const Layer& l : layers) {
+            const float* w = edge + p + l.weight;
+            if (back(l)) f(uint32_t(p - l.shift), w - l.shift);
+            if (forth(l)) f(uint32_t(p + l.shift), w);
         }
         return true;
     }
@@ -170,8 +193,47 @@ struct Grid {
         }
     }
 
-    size_t most_neighbours() const { return 4 * size_t(D); }
+    size_t most_neighbours() const { return 2 * layers.size(); }
     float cost(uint32_t p, int k) const { return node[size_t(k) * pixels() + p]; }
+
+private:
+    struct Position {
+        int x, y, z;
+        Position(const Grid& g, uint32_t p) : x(int(p % uint32_t(g.W))), y(int(p / uint32_t(g.W))), z(0) {
+            if (y < g.Y) return;
+            z = y / g.Y;
+            y %= g.Y;
+        }
+    };
+
+    static bool wanted(const Layer& l, Back back) {
+        return back == Back::kAll || (back == Back::kTile && (l.within || l.crossing));
+    }
+
+    template <class F>
+    void edges_of_row(const Layer& l, int row, F f) const {
+        const bool first = row < Y ? l.first_row(0, row) : l.first_row(row / Y, row % Y);
+        if (!first || l.x0 >= l.x1) return;
+        const size_t p = size_t(row) * W + l.x0;
+        f(p, p + l.shift, edge + p + l.weight, l.x1 - l.x0);
+    }
+
+    Layer make_layer(const int32_t* offset, size_t number) const {
+        Layer l;
+        l.dz = offset[0], l.dy = offset[1], l.dx = offset[2];
+        l.at_first = l.dz > 0 || (l.dz == 0 && (l.dy > 0 || (l.dy == 0 && l.dx > 0)));
+        if (!l.at_first) l.dz = -l.dz, l.dy = -l.dy, l.dx = -l.dx;
+        l.x0 = std::max(0, -l.dx), l.x1 = W - std::max(0, l.dx);
+        l.y0 = std::max(0, -l.dy), l.y1 = Y - std::max(0, l.dy);
+        l.z1 = H / Y - l.dz;
+        const ptrdiff_t shift = (ptrdiff_t(l.dz) * Y + l.dy) * W + l.dx;
+        l.shift = size_t(shift);
+        l.start = number * pixels();
+        l.weight = ptrdiff_t(l.start) + (l.at_first ? 0 : shift);
+        l.within = l.dz == 0 && l.dy < kTile && std::abs(l.dx) < kTile;
+        l.crossing = l.dz == 0 && l.dx < 0;
+        return l;
+    }
 };
 
 }  // namespace amwc
