@@ -12,7 +12,8 @@ has at most one segment. Positive edge costs are attractive. ``edge_costs[d, 0, 
 
 ``distances`` may also list offsets, in the convention of affinities: with ``distances[o] =
 (dy, dx)``, of any sign, ``edge_costs[o, y, x]`` joins (y, x) and (y + dy, x + dx), and
-``edge_costs`` is (O, H, W). A volume always has offsets: (dz, dy, dx), node costs (K, D, H, W) and edge costs (O, D, H, W).
+``edge_costs`` is (O, H, W). A volume always has offsets: (dz, dy, dx), node costs (K, D, H, W)
+and edge costs (O, D, H, W).
 """
 
 from typing import NamedTuple
