@@ -16,6 +16,7 @@ _HOMES = {  # public names, and the modules that define them
     "AMWCPanoptic": "amwc_d2.panoptic_seg",
     "AMWCPanopticEvaluator": "amwc_d2.evaluation",
     "AMWCTargetGenerator": "amwc_d2.data.target_generator",
+    "Predictor": "amwc_d2.engine.predictor",
     "Trainer": "amwc_d2.engine.trainer",
     "add_amwc_config": "amwc_d2.config",
     "build_evaluator": "amwc_d2.evaluation",

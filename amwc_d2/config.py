@@ -52,6 +52,14 @@ def add_amwc_config(cfg):
     cfg.MODEL.META_ARCHITECTURE = "AMWCPanoptic"
     cfg.MODEL.SEM_SEG_HEAD.NAME = "PanopticDeepLabSemSegHead"
 
+    # Reading of images (amwc_d2/data/images.py), in training, evaluation and prediction alike.
+    # INPUT.FORMAT is "RGB", "BGR", "L" (one channel) or "ALL" (the file's channels, as many as
+    # MODEL.PIXEL_MEAN has values). Pixel values become 0..255 by "dtype" (the range of their type:
+    # 0..255, 0..65535, floats 0..1), by "percentile" (two of each image) or by "values" (two).
+    cfg.INPUT.SCALING = "dtype"
+    cfg.INPUT.SCALING_RANGE = [1.0, 99.8]  # the two percentiles or values
+    cfg.INPUT.PAGE = -1  # which image of a stack, counted from 0; -1: stacks are refused
+
     # Augmentation. Scale is Detectron2's INPUT.MIN_SIZE_TRAIN; INPUT.RANDOM_FLIP is "none",
     # "horizontal", "vertical" or, added here, "both" (each by a coin of its own).
     cfg.INPUT.QUARTER_TURNS = False  # turn by 0, 90, 180 or 270 degrees, where up has no meaning

@@ -27,6 +27,7 @@ from amwc_d2.amwc_layer import SolverSettings, solve, to_arrays
 from amwc_d2.config import STAGES
 from amwc_d2.costs import Costs, check_finite
 from amwc_d2.data.datasets import check_panoptic_metadata
+from amwc_d2.data.images import check_pixels
 from amwc_d2.edges import VOID, at_cell_centres
 from amwc_d2.evaluation.oracle import ORACLES, missing_truth, oracle_costs
 from amwc_d2.losses.affinity import affinity_loss, affinity_targets
@@ -273,7 +274,7 @@ class AMWCPanoptic(nn.Module):
         """
         Args:
             batched_inputs: one dict an image, as ``AMWCDatasetMapper`` (training) or
-                ``DatasetMapper`` (inference) makes them: ``image`` (C, H, W); for training the
+                ``InferenceMapper`` (inference) makes them: ``image`` (C, H, W); for training the
                 targets of ``AMWCTargetGenerator``; for inference optionally ``height`` and
                 ``width``, the output size.
 
@@ -311,6 +312,8 @@ class AMWCPanoptic(nn.Module):
 
     def preprocess(self, batched_inputs) -> ImageList:
         """Normalise, and pad height and width separately to what the network needs."""
+        for x in batched_inputs:
+            check_pixels(x["image"], len(self.pixel_mean), x.get("file_name", "an image"))
         images = [x["image"].to(self.device) for x in batched_inputs]
         images = [(x - self.pixel_mean) / self.pixel_std for x in images]
         return self._pad(images, 0.0)

@@ -11,14 +11,14 @@ import colorsys
 import cv2
 import numpy as np
 import torch
-from detectron2.data.detection_utils import read_image
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from matplotlib import colormaps
 
 from amwc_d2.data.panoptic_format import read_panoptic_png
 from amwc_d2.edges import cut_edges, edge_exists
 
-TILE_WIDTH = 640  # pixels of one picture in a panel
+TILE_WIDTH = 640  # pixels of one picture in a panel, at most
+TILE_HEIGHT = 1280
 TITLE_HEIGHT = 28
 CUT_COLOR = (255, 40, 40)
 
@@ -40,7 +40,7 @@ def draw_panoptic(image, panoptic_seg, segments_info, metadata, alpha=0.6, label
         ``TILE_WIDTH`` wide.
     """
     ids = torch.as_tensor(panoptic_seg).cpu().numpy()
-    scale = TILE_WIDTH / image.shape[1]
+    scale = _tile_scale(*image.shape[:2])
     visualizer = Visualizer(image, metadata, scale=scale, instance_mode=ColorMode.IMAGE)
     thing_ids = set(metadata.thing_dataset_id_to_contiguous_id.values())
     things = [s for s in segments_info if s["category_id"] in thing_ids]
@@ -85,7 +85,7 @@ def draw_cuts(image, segments):
     """
     segments = torch.as_tensor(segments).cpu()
     height, width = segments.shape
-    cell = max(2, round(TILE_WIDTH / width))
+    cell = max(2, round(_tile_scale(height, width)))
     drawn = cv2.resize(image, (width * cell, height * cell), interpolation=cv2.INTER_LINEAR)
     cells = drawn.reshape(height, cell, width, cell, 3)
     line = max(1, cell // 6)
@@ -161,22 +161,24 @@ def draw_panel(image, prediction, metadata, ground_truth=None, costs=None, dista
         tiles.append(("cheapest class, pale = undecided", draw_class_costs(node_costs, metadata)))
         for distance, drawn in zip(distances, draw_affinities(edge_costs, distances)):
             tiles.append((f"affinity at distance {distance}: blue joins, red cuts", drawn))
-    return _arrange(tiles, round(TILE_WIDTH * image.shape[0] / image.shape[1]))
+    scale = _tile_scale(*image.shape[:2])
+    return _arrange(tiles, *(max(1, round(scale * side)) for side in image.shape[:2]))
 
 
-def load_image(path):
-    """Read an image as uint8 (H, W, 3), RGB, turned as its EXIF orientation says."""
-    return np.ascontiguousarray(read_image(path, format="RGB"))
+def _tile_scale(height, width):
+    """How much a picture is enlarged to fill a tile; its shorter side keeps one pixel."""
+    return max(min(TILE_WIDTH / width, TILE_HEIGHT / height), 1 / min(height, width))
 
 
-def _arrange(tiles, height, columns=2):
-    """Lay out [(title, image)], each brought to ``TILE_WIDTH`` x ``height``, in rows."""
+def _arrange(tiles, height, width, columns=2):
+    """Lay out [(title, image)], each brought to ``height`` x ``width``, in rows."""
     framed = []
     for title, drawn in tiles:
-        interpolation = cv2.INTER_NEAREST if drawn.shape[1] < TILE_WIDTH else cv2.INTER_AREA
-        tile = np.full((height + TITLE_HEIGHT, TILE_WIDTH + 8, 3), 255, np.uint8)
-        size = (TILE_WIDTH, height)
-        tile[TITLE_HEIGHT:, 4:-4] = cv2.resize(drawn, size, interpolation=interpolation)
+        interpolation = cv2.INTER_NEAREST if drawn.shape[1] < width else cv2.INTER_AREA
+        tile = np.full((height + TITLE_HEIGHT, max(width, TILE_WIDTH) + 8, 3), 255, np.uint8)
+        tile[TITLE_HEIGHT:, 4 : 4 + width] = cv2.resize(
+            drawn, (width, height), interpolation=interpolation
+        )
         font, black = cv2.FONT_HERSHEY_SIMPLEX, (0, 0, 0)
         cv2.putText(tile, title, (6, TITLE_HEIGHT - 9), font, 0.5, black, 1, cv2.LINE_AA)
         framed.append(tile)

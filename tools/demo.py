@@ -8,40 +8,19 @@ the cuts; with --costs also the class costs and the affinities that the solver w
 import logging
 from pathlib import Path
 
-import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.engine import DefaultPredictor
 from detectron2.utils.logger import setup_logger
 from PIL import Image
 from tqdm import tqdm
 
 from amwc_d2.config import load_config, use_available_device
 from amwc_d2.data.datasets import check_panoptic_metadata
-from amwc_d2.data.panoptic_format import IMAGE_SUFFIXES
+from amwc_d2.data.images import IMAGE_SUFFIXES, is_image
 from amwc_d2.engine.command_line import model_parser
-from amwc_d2.visualization import draw_panel, load_image
+from amwc_d2.engine.predictor import Predictor
+from amwc_d2.visualization import draw_panel
 
 logger = logging.getLogger("amwc_d2.demo")
-
-
-class Predictor(DefaultPredictor):
-    """Detectron2's predictor, with the costs that the solver was given."""
-
-    def predict_costs(self, image, grid):
-        """Predict node costs (K, h, w) and edge costs (D, 2, h, w) of one image.
-
-        Args:
-            image (ndarray): uint8 (H, W, 3), BGR.
-            grid (tuple): (h, w), the part of the padded grid that is image.
-        """
-        if self.input_format == "RGB":
-            image = image[:, :, ::-1]
-        resized = self.aug.get_transform(image).apply_image(image)
-        tensor = torch.as_tensor(resized.astype("float32").transpose(2, 0, 1))
-        with torch.no_grad():
-            padded = self.model.preprocess([{"image": tensor}]).tensor
-            costs = self.model.predict_costs(padded)
-        return tuple(cost[0, ..., : grid[0], : grid[1]].cpu() for cost in costs)
 
 
 def get_parser():
@@ -76,7 +55,7 @@ def find_images(paths):
             raise FileNotFoundError(f"--input {path} does not exist.")
         found = [path]
         if path.is_dir():
-            found = sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
+            found = sorted(f for f in path.iterdir() if is_image(f))
         if not found:
             raise FileNotFoundError(f"--input {path} holds no image ({', '.join(IMAGE_SUFFIXES)}).")
         files += found
@@ -102,12 +81,12 @@ def main(args):
     output.mkdir(parents=True, exist_ok=True)
     panels = []
     for file, sample in tqdm(images, desc="panels", unit="image"):
-        image = load_image(file)
-        prediction = predictor(image[:, :, ::-1])
+        image = predictor.read.to_rgb(predictor.read(file))
+        prediction = predictor(file)
         costs = None
         if args.costs:
             grid = prediction["amwc"]["segments"].shape
-            costs = predictor.predict_costs(image[:, :, ::-1], grid)
+            costs = predictor.predict_costs(file, grid)
         panel = draw_panel(
             image, prediction, metadata, sample, costs, cfg.MODEL.INS_EMBED_HEAD.DISTANCES
         )

@@ -14,9 +14,10 @@ import numpy as np
 from panopticapi.utils import rgb2id
 from PIL import Image
 
+from amwc_d2.data.images import is_image
+
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 MAX_REPORTED = 10  # ids listed in one error
 CLASS_KEYS = (
     "thing_classes",
@@ -190,9 +191,8 @@ class _ImageFinder:
         self.files = _list_files(image_root)
         self.by_stem = {}
         for file in sorted(self.files):
-            stem, extension = os.path.splitext(file)
-            if extension.lower() in IMAGE_SUFFIXES:
-                self.by_stem.setdefault(stem, []).append(file)
+            if is_image(file):
+                self.by_stem.setdefault(os.path.splitext(file)[0], []).append(file)
 
     def __call__(self, png, listed_name, where):
         """Return the image's relative path; ``listed_name`` is its name in ``images``, or None."""
@@ -223,15 +223,55 @@ class _ImageFinder:
 
 
 # ---------------------------------------------------------------------------- checking
+def read_panoptic_colors(path):
+    """Read a panoptic PNG as it is, uint8 (H, W, 3): id = R + 256 G + 65536 B, 0 = void.
+
+    Raises:
+        ValueError: it is damaged or no RGB image.
+    """
+    try:
+        with Image.open(path) as png:
+            if png.mode not in ("RGB", "RGBA"):
+                raise ValueError(
+                    f"{path} has mode {png.mode}, expected RGB: a panoptic PNG holds an id as "
+                    "R + 256 G + 65536 B (panopticapi.utils.id2rgb writes it so)."
+                )
+            return np.asarray(png.convert("RGB"))
+    except (OSError, SyntaxError) as error:
+        if getattr(error, "errno", None):
+            raise
+        raise ValueError(
+            f"{path} cannot be read ({error}). Is it complete? Copy or export it again."
+        ) from error
+
+
 def read_panoptic_png(path):
     """Read a panoptic PNG as ids, int32 (H, W): R + 256 G + 65536 B, 0 = void."""
-    with Image.open(path) as png:
-        if png.mode not in ("RGB", "RGBA"):
+    return rgb2id(read_panoptic_colors(path)).astype(np.int32)
+
+
+def check_image_size(sample, image, labels=None):
+    """Check an image, as it was read, against the JSON's size and its labels.
+
+    Args:
+        sample (dict): of the DatasetCatalog.
+        image (ndarray): (H, W, ...), upright. labels (ndarray, optional): (H, W, ...).
+
+    Raises:
+        ValueError: the sizes differ.
+    """
+    size = image.shape[1::-1]
+    for key, side in (("width", size[0]), ("height", size[1])):
+        if sample.get(key, side) != side:
             raise ValueError(
-                f"{path} has mode {png.mode}, expected RGB: a panoptic PNG holds an id as "
-                "R + 256 G + 65536 B (panopticapi.utils.id2rgb writes it so)."
+                f"{sample['file_name']} is {size} pixels (width, height), but the JSON's 'images' "
+                f"give it the {key} {sample[key]}. Write the upright image's size there."
             )
-        return rgb2id(np.asarray(png.convert("RGB"))).astype(np.int32)
+    if labels is not None and labels.shape[1::-1] != size:
+        raise ValueError(
+            f"{sample['pan_seg_file_name']} is {labels.shape[1::-1]} pixels (width, height), but "
+            f"{sample['file_name']} is {size}. Both must have the same size."
+        )
 
 
 def check_segment_ids(panoptic, segments_info, source):

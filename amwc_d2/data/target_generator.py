@@ -8,7 +8,6 @@ Shape shorthand in this module:
 import numpy as np
 import torch
 from detectron2.data import MetadataCatalog
-from detectron2.projects.panoptic_deeplab import PanopticDeeplabDatasetMapper
 
 from amwc_d2.edges import VOID
 
@@ -16,7 +15,7 @@ from amwc_d2.edges import VOID
 class AMWCTargetGenerator:
     """Turns a panoptic id map and its ``segments_info`` into training targets.
 
-    Called by ``PanopticDeeplabDatasetMapper`` after augmentation, so ids may be cropped away.
+    Called by ``AMWCDatasetMapper`` after augmentation, so ids may be cropped away.
     """
 
     def __init__(
@@ -114,21 +113,3 @@ class AMWCTargetGenerator:
             "segment_crowd": torch.from_numpy(crowd),
             "affinity_weights": paint(edge_weight.astype(np.float32)),
         }
-
-
-class AMWCDatasetMapper(PanopticDeeplabDatasetMapper):
-    """Panoptic-DeepLab's mapper, naming the file when its ground truth is wrong.
-
-    Samples leave out ``segments_info``, which the targets replace: sending it from a data worker
-    to the training process takes longer than making them.
-    """
-
-    def __call__(self, dataset_dict):
-        try:
-            sample = super().__call__(dataset_dict)
-            del sample["segments_info"]
-            return sample
-        except ValueError as error:
-            raise ValueError(
-                f"{dataset_dict['pan_seg_file_name']} (image {dataset_dict['file_name']}): {error}"
-            ) from error

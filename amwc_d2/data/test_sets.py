@@ -10,7 +10,7 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from amwc_d2.data.datasets import datasets_root
-from amwc_d2.data.panoptic_format import IMAGE_SUFFIXES
+from amwc_d2.data.images import is_image
 
 SUBMISSION = "panoptic_submission"  # evaluator_type
 
@@ -51,7 +51,7 @@ def _list_images(image_root, image_info):
     if image_info is not None:
         images = json.loads(Path(image_info).read_text())["images"]
         return [{"file_name": str(root / i["file_name"]), "image_id": i["id"]} for i in images]
-    files = sorted(f for f in root.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(f for f in root.rglob("*") if is_image(f))
     if not files:
         raise FileNotFoundError(f"no images in '{root}'. Put the test images there.")
     return [{"file_name": str(f), "image_id": f.stem.removesuffix("_leftImg8bit")} for f in files]

@@ -8,11 +8,7 @@ from fnmatch import fnmatchcase
 
 import detectron2.data.transforms as T
 import torch
-from detectron2.data import (
-    DatasetMapper,
-    build_detection_test_loader,
-    build_detection_train_loader,
-)
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, create_ddp_model
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator, print_csv_format
@@ -22,7 +18,8 @@ from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 
 from amwc_d2.data.datasets import check_panoptic_metadata, load_samples
-from amwc_d2.data.target_generator import AMWCDatasetMapper, AMWCTargetGenerator
+from amwc_d2.data.mappers import AMWCDatasetMapper, InferenceMapper, ResizeShortestEdge
+from amwc_d2.data.target_generator import AMWCTargetGenerator
 from amwc_d2.engine.checkpoint import AMWCCheckpointer
 from amwc_d2.engine.timing import PartTimeWriter
 from amwc_d2.evaluation import build_evaluator
@@ -88,12 +85,9 @@ class Trainer(DefaultTrainer):
 
         Without targets, unless ``MODEL.AMWC.ORACLE`` asks for the ground truth.
         """
-        dicts = load_samples(dataset_name)
-        # Detectron2's mapper would read (and for Cityscapes require) every semantic label file.
-        dicts = [{k: v for k, v in d.items() if k != "sem_seg_file_name"} for d in dicts]
         return build_detection_test_loader(
-            dicts,
-            mapper=OracleMapper(cfg) if cfg.MODEL.AMWC.ORACLE else DatasetMapper(cfg, False),
+            load_samples(dataset_name),
+            mapper=(OracleMapper if cfg.MODEL.AMWC.ORACLE else InferenceMapper)(cfg),
             batch_size=cfg.TEST.IMS_PER_BATCH,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
@@ -287,7 +281,7 @@ def build_train_augmentations(cfg):
             ``INPUT.QUARTER_TURNS`` and ``INPUT.{BRIGHTNESS,CONTRAST,SATURATION}``.
 
     Returns:
-        list[Augmentation]: for ``PanopticDeeplabDatasetMapper``.
+        list[Augmentation]: for ``AMWCDatasetMapper``.
 
     Raises:
         ValueError: a flip of another name; a strength outside [0, 1); saturation of grey images; a
@@ -299,7 +293,7 @@ def build_train_augmentations(cfg):
             f"INPUT.RANDOM_FLIP must be one of {tuple(FLIPS)}, got '{cfg.INPUT.RANDOM_FLIP}'"
         )
     augmentations = [
-        T.ResizeShortestEdge(
+        ResizeShortestEdge(
             cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
         )
     ]

@@ -5,9 +5,9 @@ import os
 import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data import transforms as T
 from detectron2.evaluation import COCOEvaluator
 
+from amwc_d2.data.mappers import ResizeShortestEdge
 from amwc_d2.data.test_sets import SUBMISSION
 from amwc_d2.evaluation.cityscapes import build_cityscapes_evaluators
 from amwc_d2.evaluation.panoptic_evaluator import COCO_AREAS, AMWCPanopticEvaluator
@@ -115,7 +115,8 @@ def grid_ceiling(
         ids = evaluator.read_truth(annotation)
         size = ids.shape
         if min_size:
-            size = T.ResizeShortestEdge.get_output_shape(*ids.shape, min_size, max_size)
+            transform = ResizeShortestEdge(min_size, max_size).get_transform(ids)
+            size = transform.new_h, transform.new_w
         true = torch.from_numpy(ids)
         grid = sample_cells(true, stride, size)
         shown = upsample_labels(grid, stride, size, ids.shape)

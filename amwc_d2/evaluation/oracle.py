@@ -13,10 +13,10 @@ Shape shorthand in this module:
 from dataclasses import dataclass
 
 import torch
-from detectron2.data import DatasetMapper
 from torch import Tensor
 from torch.nn import functional as F
 
+from amwc_d2.data.mappers import InferenceMapper
 from amwc_d2.data.panoptic_format import read_panoptic_png
 from amwc_d2.data.target_generator import AMWCTargetGenerator
 from amwc_d2.edges import VOID
@@ -75,14 +75,14 @@ def oracle_costs(
 
 
 class OracleMapper:
-    """Detectron2's ``DatasetMapper`` for inference, with the image's ``grid_truth``."""
+    """``InferenceMapper``, with the image's ``grid_truth``."""
 
     def __init__(self, cfg):
         """
         Args:
             cfg (CfgNode): the model's.
         """
-        self.mapper = DatasetMapper(cfg, is_train=False)
+        self.mapper = InferenceMapper(cfg)
         self.generator = AMWCTargetGenerator.from_config(cfg)
         self.stride = cfg.MODEL.SEM_SEG_HEAD.COMMON_STRIDE
 

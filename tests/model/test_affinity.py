@@ -5,7 +5,9 @@ import torch
 from detectron2.layers import ShapeSpec
 
 from amwc_d2.affinity_head import AMWCAffinityHead
-from amwc_d2.data.target_generator import AMWCDatasetMapper, AMWCTargetGenerator
+from amwc_d2.data.images import ImageReader
+from amwc_d2.data.mappers import AMWCDatasetMapper
+from amwc_d2.data.target_generator import AMWCTargetGenerator
 from amwc_d2.edges import VOID, edge_exists
 from amwc_d2.losses.affinity import affinity_loss, affinity_targets
 
@@ -112,7 +114,7 @@ def test_mapper_names_the_file(monkeypatch, tmp_path):
     Image.fromarray(np.full((8, 8, 3), 9, np.uint8)).save(tmp_path / "pan.png")
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "image.png")
     mapper = AMWCDatasetMapper(
-        augmentations=[], image_format="RGB", panoptic_target_generator=generator()
+        augmentations=[], image_reader=ImageReader(), panoptic_target_generator=generator()
     )
     record = {
         "file_name": str(tmp_path / "image.png"),

@@ -8,6 +8,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from amwc_d2 import visualization as draw
+from amwc_d2.data.images import ImageReader
 
 H, W = 32, 64
 SKY, ROAD, PERSON, CAR = 4, 0, 6, 7  # contiguous ids of the toy set
@@ -129,7 +130,7 @@ def test_affinities():
 
 def test_panel_holds_its_tiles(toy_root, prediction, metadata):
     sample = DatasetCatalog.get("toy_panoptic_val")[0]
-    image = draw.load_image(sample["file_name"])
+    image = ImageReader()(sample["file_name"])
     ids, info = prediction["panoptic_seg"]
     prediction["panoptic_seg"] = (ids.repeat_interleave(4, 0).repeat_interleave(4, 1), info)
     costs = torch.zeros(10, 8, 16), torch.ones(2, 2, 8, 16)
@@ -144,3 +145,13 @@ def test_panel_holds_its_tiles(toy_root, prediction, metadata):
     truth = with_truth[draw.TITLE_HEIGHT : row, tile + 4 : -4]
     assert np.array_equal(truth, draw.draw_ground_truth(image, sample, metadata))
     assert draw.draw_panel(image, prediction, metadata, sample, costs, [1, 4]).shape[0] == 4 * row
+
+
+@pytest.mark.parametrize("size", [(600, 8), (4, 3000)])
+def test_panels_of_long_images_stay_small(metadata, size):
+    image = np.zeros((*size, 3), np.uint8)
+    cells = np.zeros([-(-side // 4) for side in size], int)
+    solved = {"num_segments": 1, "objective": 0.0, "segments": cells}
+    labels = torch.ones(size, dtype=torch.int32), [{"id": 1, "category_id": SKY}]
+    panel = draw.draw_panel(image, {"panoptic_seg": labels, "amwc": solved}, metadata)
+    assert panel.shape[0] * panel.shape[1] < 4e6

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from amwc_d2.data.images import ImageReader
 from amwc_d2.solver_cython import solve_amwc
-from amwc_d2.visualization import load_image
 
 CONFIG = "configs/Toy-PanopticSegmentation/amwc_R18.yaml"
 OPTIONS = ["--opts", "MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"]
@@ -45,7 +45,7 @@ def test_the_drawn_costs_are_those_that_were_solved(repository, toy_root):
     args = ["--config-file", str(repository / CONFIG), "--input", "x", "--output", "y", *OPTIONS]
     cfg = demo.setup_cfg(demo.get_parser().parse_args(args))
     predictor = demo.Predictor(cfg)
-    image = load_image(toy_root / "val" / "000002.jpg")[5:, 9:, ::-1]  # 123 x 247, BGR
+    image = ImageReader()(toy_root / "val" / "000002.jpg")[5:, 9:]  # 123 x 247
     prediction = predictor(image)
     grid = prediction["amwc"]["segments"].shape
     node_costs, edge_costs = predictor.predict_costs(image, grid)

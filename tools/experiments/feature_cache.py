@@ -24,7 +24,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from amwc_d2 import Trainer
-from amwc_d2.data.target_generator import AMWCDatasetMapper, AMWCTargetGenerator
+from amwc_d2.data.mappers import AMWCDatasetMapper
+from amwc_d2.data.target_generator import AMWCTargetGenerator
 from amwc_d2.engine.trainer import build_train_augmentations
 from amwc_d2.evaluation.oracle import OracleMapper
 from amwc_d2.panoptic_seg import Prediction

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from amwc_d2.data.target_generator import AMWCDatasetMapper, AMWCTargetGenerator
+from amwc_d2.data.mappers import AMWCDatasetMapper
+from amwc_d2.data.target_generator import AMWCTargetGenerator
 from amwc_d2.edges import VOID
 from amwc_d2.losses.end_to_end import Truth
 
