@@ -24,6 +24,7 @@ _HOMES = {  # public names, and the modules that define them
     "draw_panel": "amwc_d2.visualization",
     "load_config": "amwc_d2.config",
     "register_panoptic_dataset": "amwc_d2.data.datasets",
+    "register_panoptic_folders": "amwc_d2.data.datasets",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -133,6 +133,7 @@ def test_public_names():
         "AMWCPanoptic",
         "AMWCPanopticEvaluator",
         "AMWCTargetGenerator",
+        "Predictor",
         "Trainer",
         "__version__",
         "add_amwc_config",
@@ -141,6 +142,7 @@ def test_public_names():
         "draw_panel",
         "load_config",
         "register_panoptic_dataset",
+        "register_panoptic_folders",
     }
     for name in amwc_d2.__all__:
         assert getattr(amwc_d2, name) is not None

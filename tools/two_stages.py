@@ -110,6 +110,8 @@ def main(args):
         cfg.MODEL.SEM_SEG_HEAD.COMMON_STRIDE,
         min_size=cfg.INPUT.MIN_SIZE_TEST,
         max_size=cfg.INPUT.MAX_SIZE_TEST,
+        thing_area=cfg.MODEL.AMWC.THING_AREA,
+        stuff_area=cfg.MODEL.AMWC.STUFF_AREA,
         upsampling=cfg.MODEL.AMWC.UPSAMPLING,
     )
     logger.info("No model can be above the grid ceiling: PQ %.2f", ceiling["panoptic_seg"]["PQ"])

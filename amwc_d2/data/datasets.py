@@ -15,21 +15,19 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.catalog import Metadata
-from tqdm import tqdm
 
 from amwc_d2.data import toy_dataset
 from amwc_d2.data.panoptic_format import (
     CLASS_KEYS,
-    check_sample,
     class_metadata,
     load_panoptic_json,
     read_panoptic_json,
-    read_panoptic_png,
 )
+from amwc_d2.data.survey import survey_dataset
 
 SPLITS = ("train", "val")
 BUILTIN_FOLDERS = ("coco", "cityscapes")  # Detectron2 registers these itself
-MAX_REPORTED = 10  # wrong samples listed in one error
+MAX_REPORTED = 10  # problems listed in one error
 
 
 def datasets_root():
@@ -47,17 +45,55 @@ def register_panoptic_folders():
     """
     root = datasets_root()
     folders = [folder for folder in root.iterdir() if folder.is_dir()] if root.is_dir() else []
-    toy_classes = class_metadata(toy_dataset.CATEGORIES, "the toy set")
     for folder in sorted({root / "toy", *folders}):
-        for split in SPLITS:
-            name = f"{folder.name}_panoptic_{split}"
-            roots = folder / split, folder / f"panoptic_{split}", folder / f"panoptic_{split}.json"
-            if name in DatasetCatalog or folder.name in BUILTIN_FOLDERS:
-                continue
+        if folder.name not in BUILTIN_FOLDERS:
+            register_panoptic_folder(folder)
+
+
+def register_panoptic_folder(folder):
+    """Register one folder, wherever it lies, as :func:`register_panoptic_folders` does.
+
+    Returns:
+        list[str]: the names of its splits that are registered, now or before.
+    """
+    folder = Path(folder)
+    names = []
+    for split in SPLITS:
+        name = f"{folder.name}_panoptic_{split}"
+        roots = folder / split, folder / f"panoptic_{split}", folder / f"panoptic_{split}.json"
+        if name not in DatasetCatalog:
             if folder.name == "toy":
-                _register(name, *roots, partial(_load_toy, folder, split), **toy_classes)
+                classes = class_metadata(toy_dataset.CATEGORIES, "the toy set")
+                _register(name, *roots, partial(_load_toy, folder, split), **classes)
             elif roots[-1].is_file():
                 register_panoptic_dataset(name, *roots)
+        if name in DatasetCatalog:
+            names.append(name)
+    return names
+
+
+def find_datasets(name):
+    """The datasets that a user means: a name, a folder's name, or a folder with both splits.
+
+    Args:
+        name (str): "cells_panoptic_val", "cells" (under ``$DETECTRON2_DATASETS``) or a path.
+
+    Returns:
+        list[str]: names of registered datasets.
+
+    Raises:
+        KeyError: there is nothing of that name.
+    """
+    if name in DatasetCatalog:
+        return [name]
+    if os.path.isdir(name):
+        names = register_panoptic_folder(Path(name).resolve())
+        if names:
+            return names
+    names = [f"{name}_panoptic_{s}" for s in SPLITS if f"{name}_panoptic_{s}" in DatasetCatalog]
+    if not names:
+        check_panoptic_metadata(name)
+    return names or [name]
 
 
 def register_panoptic_dataset(name, image_root, panoptic_root, panoptic_json, image_suffix=None):
@@ -149,12 +185,13 @@ def load_samples(names, filter_empty=False):
         ) from error
 
 
-def check_panoptic_metadata(*names, num_classes=None):
+def check_panoptic_metadata(*names, num_classes=None, ignore_value=None):
     """Check that datasets are registered, complete, and agree on their classes.
 
     Args:
         names (str): datasets that one model is trained or evaluated on.
         num_classes (int, optional): the model's K, if it is to be compared.
+        ignore_value (int, optional): the model's class of void pixels, if it is to be compared.
 
     Returns:
         Metadata: the first one's.
@@ -162,7 +199,7 @@ def check_panoptic_metadata(*names, num_classes=None):
     Raises:
         KeyError: a name is not registered.
         ValueError: no name is given, a metadata field is missing or wrong, or classes differ from
-            each other's or from ``num_classes``.
+            each other's or from ``num_classes``, or void is marked otherwise.
     """
     if not names:
         raise ValueError("no dataset is named: set DATASETS.TRAIN or DATASETS.TEST.")
@@ -181,6 +218,12 @@ def check_panoptic_metadata(*names, num_classes=None):
         raise ValueError(
             f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}, but dataset '{names[0]}' has "
             f"{len(first.stuff_classes)} classes. Set it to {len(first.stuff_classes)}."
+        )
+    if ignore_value not in (None, first.ignore_label):
+        raise ValueError(
+            f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {ignore_value}, but dataset '{names[0]}' marks "
+            f"pixels without a class by {first.ignore_label}: class {ignore_value} would never be "
+            f"learnt. Set it to {first.ignore_label}."
         )
     for name in names[1:]:
         _check_same_classes(first, MetadataCatalog.get(name))
@@ -230,7 +273,9 @@ def _check_same_classes(first, other):
 
 
 def check_panoptic_dataset(name, progress=True):
-    """Open every PNG and image header of a dataset and check them against the JSON.
+    """Open every image and every PNG of a dataset and check them against the JSON.
+
+    ``tools/check_dataset.py`` prints more about it.
 
     Args:
         name (str): a registered dataset.
@@ -241,30 +286,31 @@ def check_panoptic_dataset(name, progress=True):
         pixels).
 
     Raises:
-        ValueError: lists up to ten wrong samples: ids that only one side knows, an area that is not
-            the number of pixels, an image and a PNG of different sizes, a file that does not open.
+        ValueError: lists up to ten problems: ids that only one side knows, an area that is not the
+            number of pixels, an image and a PNG of different sizes, damaged files, several
+            segments where a class can have one.
     """
     check_panoptic_metadata(name)
-    samples = DatasetCatalog.get(name)
-    problems, void, pixels = [], 0, 0
-    for sample in tqdm(samples, desc=f"checking {name}", unit="image", disable=not progress):
-        try:
-            panoptic = read_panoptic_png(sample["pan_seg_file_name"])
-            check_sample(panoptic, sample)
-        except (OSError, ValueError) as error:
-            problems.append(f"{type(error).__name__}: {error}")
-            continue
-        void, pixels = void + int((panoptic == 0).sum()), pixels + panoptic.size
-    if problems:
-        shown = "\n  ".join(problems[:MAX_REPORTED])
-        raise ValueError(f"{len(problems)} of {len(samples)} samples of '{name}':\n  {shown}")
-    segments = [segment for sample in samples for segment in sample["segments_info"]]
+    survey = survey_dataset(name, progress=progress)
+    if survey.problems:
+        raise ValueError(describe_problems(survey))
     return {
-        "images": len(samples),
-        "segments": len(segments),
-        "crowd_segments": sum(segment.get("iscrowd", 0) for segment in segments),
-        "void_fraction": void / pixels,
+        "images": survey.samples,
+        "segments": len(survey.segments),
+        "crowd_segments": int(survey.segments["crowd"].sum()),
+        "void_fraction": survey.void_pixels / survey.pixels,
     }
+
+
+def describe_problems(survey):
+    """The first problems of a :class:`Survey`, as a text."""
+    shown = "\n  ".join(survey.problems[:MAX_REPORTED])
+    more = len(survey.problems) - MAX_REPORTED
+    return (
+        f"{survey.wrong_samples} of {survey.samples} samples of '{survey.name}' are wrong:\n  "
+        + shown
+        + (f"\n  and {more} more problems" if more > 0 else "")
+    )
 
 
 register_panoptic_folders()

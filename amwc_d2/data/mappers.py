@@ -62,7 +62,8 @@ class AMWCDatasetMapper:
             dataset_dict (dict): of the DatasetCatalog; not changed.
 
         Returns:
-            dict: it without labels, with ``image`` (C, H, W) and the targets.
+            dict: it without labels, with ``image`` (C, H, W), the targets, and ``height`` and
+            ``width`` of the file's image.
 
         Raises:
             ValueError: the image or its labels are wrong; it names the files.
@@ -80,6 +81,7 @@ class AMWCDatasetMapper:
             ) from error
         left_out = ("pan_seg_file_name", "segments_info")
         sample = {k: v for k, v in dataset_dict.items() if k not in left_out}
+        sample.update(height=image.shape[0], width=image.shape[1])
         return {**sample, "image": to_tensor(pair.image), **targets}
 
 

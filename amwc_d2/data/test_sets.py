@@ -5,6 +5,7 @@ amwc_d2``; name one in ``DATASETS.TEST`` and run ``--eval-only``.
 """
 
 import json
+from collections import Counter
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -24,7 +25,7 @@ def register_test_images(name, image_root, like, image_info=None):
         like (str): a registered dataset with the same classes, such as the val set.
         image_info (str, Path or None): COCO's JSON with ``images``, which gives ids and files;
             None: all images of the folder, the id being the file's name up to ``_leftImg8bit`` or
-            to its ending.
+            to its ending, after its folder where names come twice.
 
     Raises:
         ValueError: ``name`` is already registered.
@@ -49,12 +50,35 @@ def register_test_images(name, image_root, like, image_info=None):
 def _list_images(image_root, image_info):
     root = Path(image_root)
     if image_info is not None:
-        images = json.loads(Path(image_info).read_text())["images"]
-        return [{"file_name": str(root / i["file_name"]), "image_id": i["id"]} for i in images]
-    files = sorted(f for f in root.rglob("*") if is_image(f))
+        images = json.loads(Path(image_info).read_text(encoding="utf-8-sig"))["images"]
+        files = [root / image["file_name"] for image in images]
+        ids = [image["id"] for image in images]
+        twice = [i for i, count in Counter(ids).items() if count > 1]
+        if twice:
+            raise ValueError(f"{image_info}: image ids {twice[:5]} come twice. Number them anew.")
+        names = _unique_names(root, files)
+    else:
+        files = sorted(f for f in root.rglob("*") if is_image(f))
+        names = _unique_names(root, files)
+        ids = [name.removesuffix("_leftImg8bit") for name in names]
     if not files:
         raise FileNotFoundError(f"no images in '{root}'. Put the test images there.")
-    return [{"file_name": str(f), "image_id": f.stem.removesuffix("_leftImg8bit")} for f in files]
+    return [
+        {"file_name": str(file), "image_id": image_id, "prediction_name": f"{name}.png"}
+        for file, image_id, name in zip(files, ids, names)
+    ]
+
+
+def _unique_names(root, files):
+    """What to call each file's prediction: its stem, with its folder where stems come twice."""
+    relative = [file.relative_to(root) for file in files]
+    for names in (
+        [file.stem for file in relative],
+        [file.with_suffix("").as_posix() for file in relative],
+    ):
+        if len({name.lower() for name in names}) == len(names):
+            return names
+    return [file.as_posix() for file in relative]
 
 
 def register_builtin_test_sets():

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 import detectron2.data.transforms as T
 import torch
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, create_ddp_model
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator, print_csv_format
@@ -77,7 +78,15 @@ class Trainer(DefaultTrainer):
             panoptic_target_generator=AMWCTargetGenerator.from_config(cfg),
         )
         samples = load_samples(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
-        return build_detection_train_loader(cfg, mapper=mapper, dataset=samples)
+        sampler = None
+        if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":  # rare classes more often
+            factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+                [{"annotations": sample["segments_info"]} for sample in samples],
+                cfg.DATALOADER.REPEAT_THRESHOLD,
+                sqrt=cfg.DATALOADER.REPEAT_SQRT,
+            )
+            sampler = RepeatFactorTrainingSampler(factors, seed=max(cfg.SEED, 0))
+        return build_detection_train_loader(cfg, mapper=mapper, dataset=samples, sampler=sampler)
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
@@ -205,7 +214,10 @@ def check_datasets(cfg, *names):
         KeyError, ValueError: see :func:`amwc_d2.data.datasets.check_panoptic_metadata`.
     """
     first = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)[:1]
-    check_panoptic_metadata(*first, *names, num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+    head = cfg.MODEL.SEM_SEG_HEAD
+    check_panoptic_metadata(
+        *first, *names, num_classes=head.NUM_CLASSES, ignore_value=head.IGNORE_VALUE
+    )
 
 
 def check_stage(cfg):

@@ -87,7 +87,17 @@ def _build_coco_evaluator(meta, output_folder):
 
 
 def grid_ceiling(
-    dataset_name, stride=4, *, min_size=0, max_size=1333, upsampling="refine", output_dir=None
+    dataset_name,
+    stride=4,
+    *,
+    min_size=0,
+    max_size=1333,
+    factor=1.0,
+    upsampling="refine",
+    thing_area=0,
+    stuff_area=0,
+    num_images=0,
+    output_dir=None,
 ):
     """Evaluate the ground truth itself after a trip to the grid that the solver works on.
 
@@ -95,14 +105,17 @@ def grid_ceiling(
     resized as at inference, and each cell takes the segment at its centre. With "refine" a pixel
     then shows its true segment wherever one of the four cells around it has it, as no choice
     between these cells can do better; elsewhere, and with "nearest" everywhere, that of the nearest
-    cell. Nothing is rejected for being small; crowd regions become void.
+    cell. Segments below the limits on their area become void, as do crowd regions.
 
     Args:
         dataset_name (str): a registered panoptic dataset.
         stride (int): pixels of the network's input in a cell.
         min_size (int): ``INPUT.MIN_SIZE_TEST``; 0 = the image's own size.
         max_size (int): ``INPUT.MAX_SIZE_TEST``.
+        factor (float): enlarges the images where ``min_size`` is 0.
         upsampling (str): ``MODEL.AMWC.UPSAMPLING``.
+        thing_area, stuff_area (int): ``MODEL.AMWC.THING_AREA`` and ``STUFF_AREA``.
+        num_images (int): as many images, evenly drawn; 0: all.
         output_dir (str or None): see :class:`AMWCPanopticEvaluator`.
 
     Returns:
@@ -110,10 +123,14 @@ def grid_ceiling(
     """
     DatasetCatalog.get(dataset_name)  # draws the toy set if need be
     evaluator = AMWCPanopticEvaluator(dataset_name, output_dir, instance_ap=False)
+    if num_images:
+        chosen = list(evaluator.truth)[:: -(-len(evaluator.truth) // num_images)]
+        evaluator.truth = {image_id: evaluator.truth[image_id] for image_id in chosen}
+    things = MetadataCatalog.get(dataset_name).thing_dataset_id_to_contiguous_id
     evaluator.reset()
     for annotation in evaluator.truth.values():
         ids = evaluator.read_truth(annotation)
-        size = ids.shape
+        size = tuple(max(1, round(side * factor)) for side in ids.shape)
         if min_size:
             transform = ResizeShortestEdge(min_size, max_size).get_transform(ids)
             size = transform.new_h, transform.new_w
@@ -124,15 +141,16 @@ def grid_ceiling(
             within_reach = (surrounding_labels(grid, stride, size, ids.shape) == true).any(0)
             shown = torch.where(within_reach, true, shown)
         ids = shown.numpy()
-        present = set(np.unique(ids).tolist())
+        areas = dict(zip(*(values.tolist() for values in np.unique(ids, return_counts=True))))
         kept, classes = [], np.full(ids.shape, -1)
         for segment in annotation["segments_info"]:
             mask = ids == segment["id"]
             category = evaluator.to_contiguous[segment["category_id"]]
             classes[mask] = category
-            if segment["iscrowd"]:
+            limit = thing_area if segment["category_id"] in things else stuff_area
+            if segment["iscrowd"] or areas.get(segment["id"], 0) < limit:
                 ids[mask] = 0
-            elif segment["id"] in present:
+            elif segment["id"] in areas:
                 kept.append({"id": segment["id"], "category_id": category})
         output = {
             "panoptic_seg": (torch.from_numpy(ids), kept),

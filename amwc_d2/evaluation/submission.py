@@ -64,10 +64,10 @@ class SubmissionWriter(DatasetEvaluator):
     def process(self, inputs, outputs):
         for given, output in zip(inputs, outputs):
             ids, segments_info = output["panoptic_seg"]
-            file_name = Path(given["file_name"]).stem + ".png"
-            Image.fromarray(id2rgb(ids.cpu().numpy())).save(
-                self._output_dir / "panoptic" / file_name
-            )
+            file_name = given.get("prediction_name") or Path(given["file_name"]).stem + ".png"
+            target = self._output_dir / "panoptic" / file_name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(id2rgb(ids.cpu().numpy())).save(target)
             segments = [
                 {"id": s["id"], "category_id": self._to_dataset[s["category_id"]]}
                 for s in segments_info

@@ -17,6 +17,7 @@ from scipy import ndimage
 
 from amwc_d2.data import datasets, toy_dataset
 from amwc_d2.data.panoptic_format import load_panoptic_json, read_panoptic_png
+from amwc_d2.data.survey import survey_dataset
 from amwc_d2.data.toy_dataset import make_toy_dataset
 from amwc_d2.data.toy_scenes import CATEGORIES, draw_scene
 
@@ -254,8 +255,9 @@ def test_the_listed_image_wins(folder):
     with pytest.raises(ValueError, match=r"several images fit, \['a.png', 'a.tif'\]"):
         DatasetCatalog.get(name)
     info = json.loads((folder / "panoptic_train.json").read_text())
-    image = {"id": "image-a", "file_name": "a.tif", "height": 6, "width": 8}
-    save(folder, {**info, "images": [image]})
+    image = {"id": "image-a", "file_name": "./a.tif", "height": 6, "width": 8}
+    other = {"id": "image-sub/b", "file_name": "sub\\b.png"}
+    save(folder, {**info, "images": [image, other]})
     sample = DatasetCatalog.get(name)[0]
     assert sample["file_name"].endswith("a.tif")
     assert (sample["height"], sample["width"]) == (6, 8)
@@ -274,6 +276,52 @@ MISTAKES = {
     ),
     "id twice": (lambda info: segment(info).update(id=1), "a.png.*segment id 1 comes twice"),
     "id zero": (lambda info: segment(info).update(id=0), "a.png.*segment id 0.*means void"),
+    "id as text": (lambda info: segment(info).update(id="300"), "a.png.*segment id '300'"),
+    "crowd as text": (
+        lambda info: segment(info).update(iscrowd="0"),
+        "panoptic_train.json.*a.png.*segment 300 has iscrowd '0'; expected the number",
+    ),
+    "area as text": (lambda info: segment(info).update(area="6"), "segment 300 has area '6'"),
+    "isthing as text": (
+        lambda info: info["categories"][0].update(isthing="0"),
+        "category 'bg' has isthing '0'; expected the number",
+    ),
+    "colour of two": (
+        lambda info: info["categories"][0].update(color=[1, 2]),
+        r"has colour \[1, 2\]",
+    ),
+    "two classes of a name": (
+        lambda info: info["categories"][0].update(name="cell"),
+        r"several categories are called \['cell'\]",
+    ),
+    "annotated twice": (
+        lambda info: info["annotations"][1].update(image_id="image-a"),
+        r"two annotations, of a.tif with a.png and of sub/b.png with sub/b.png, share the image id",
+    ),
+    "labels used twice": (
+        lambda info: info["annotations"][1].update(file_name="a.png"),
+        "share the labels a.png",
+    ),
+    "image id twice": (
+        lambda info: info.update(images=[{"id": 1, "file_name": f} for f in ("a.tif", "b.tif")]),
+        r"two entries with id 1: a.tif \(id 1\) and b.tif \(id 1\). Were two JSONs merged",
+    ),
+    "image unlisted": (
+        lambda info: info.update(images=[{"id": 1, "file_name": "a.tif"}]),
+        "'images' does not list id 'image-a', its ids look like 1",
+    ),
+    "listed image missing": (
+        lambda info: info.update(images=[{"id": "image-a", "file_name": "other.tif"}]),
+        "no image other.tif in .*as 'images' calls it. a.tif is there",
+    ),
+    "labels called jpg": (
+        lambda info: info["annotations"][0].update(file_name="a.jpg"),
+        "labels of image 'image-a' are called a.jpg; expected a name in .png",
+    ),
+    "an instances JSON": (
+        lambda info: info["annotations"][0].update(segmentation=[[1, 1, 1, 5, 5, 5]]),
+        "is an instances JSON of COCO.*import_dataset",
+    ),
     "no crowd flag": (lambda info: segment(info).pop("iscrowd"), "a.png.*has no 'iscrowd'"),
     "no area": (lambda info: segment(info).pop("area"), "a.png.*300.*has no 'area'. Add it"),
     "no png": (
@@ -330,6 +378,14 @@ WRONG_PNGS = {
     ),
     "Both must have the same size": lambda ids: id2rgb(np.pad(ids, 1)),
     "has mode L, expected RGB": lambda ids: ids.astype(np.uint8),
+    "Red and blue are swapped": lambda ids: id2rgb(ids)[..., ::-1],
+    "colours of the classes": lambda ids: np.where(
+        ids[..., None] == 1, (128, 0, 0), (0, 128, 0)
+    ).astype(np.uint8),
+    "grey image of ids": lambda ids: np.repeat(ids[..., None] % 251, 3, 2).astype(np.uint8),
+    "So many come of JPEG": lambda ids: id2rgb(
+        ids + np.random.default_rng(0).integers(0, 200, ids.shape)
+    ),
 }
 
 
@@ -341,6 +397,107 @@ def test_check_names_the_wrong_png(folder, message):
         datasets.check_panoptic_dataset(register(folder), progress=False)
     assert "1 of 2 samples" in str(error.value)
     assert "a.png" in str(error.value) and message in str(error.value)
+
+
+def spoil_crowds(info, folder):
+    info["annotations"][0]["segments_info"][1]["iscrowd"] = 1
+
+
+def spoil_stuff(info, folder):
+    info["annotations"][0]["segments_info"][1]["category_id"] = "bg"
+
+
+def spoil_image(info, folder):
+    noise = np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "train" / "a.tif", format="PNG")
+    file = folder / "train" / "a.tif"
+    file.write_bytes(file.read_bytes()[:120])
+
+
+def spoil_sizes(info, folder):
+    info["images"] = [
+        {"id": "image-a", "file_name": "a.tif", "height": 8, "width": 6},
+        {"id": "image-sub/b", "file_name": "sub/b.png", "height": 6, "width": 8},
+    ]
+
+
+def spoil_png(info, folder):
+    file = folder / "panoptic_train" / "a.png"
+    Image.open(file).save(file, format="JPEG")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (spoil_crowds, r"a.png: 2 crowd regions of class 'cell' \(ids \[300, 70000\]\)"),
+        (spoil_stuff, r"a.png: 2 segments of stuff 'background' \(ids \[1, 300\]\)"),
+        (spoil_image, r"a.tif cannot be read as an image"),
+        (spoil_sizes, r"a.tif is \(8, 6\) pixels .* give it the width 6"),
+        (spoil_png, r"a.png is a JPEG file whatever its name"),
+    ],
+)
+def test_check_opens_everything(folder, spoil, message):
+    info = json.loads((folder / "panoptic_train.json").read_text())
+    spoil(info, folder)
+    # another mistake, in the other image: both are listed
+    info["annotations"][1]["segments_info"][0]["area"] = 5
+    save(folder, info)
+    with pytest.raises(ValueError, match=message) as error:
+        datasets.check_panoptic_dataset(register(folder), progress=False)
+    assert "2 of 2 samples" in str(error.value)
+    assert "b.png: segment 1 has area 5" in str(error.value)
+
+
+def test_the_json_is_parsed_once(folder, monkeypatch):
+    loads = []
+    load = json.load
+    monkeypatch.setattr(json, "load", lambda file: (loads.append(1), load(file))[1])
+    name = register(folder)
+    datasets.check_panoptic_metadata(name)
+    assert len(DatasetCatalog.get(name)) == 2 and len(loads) == 1
+    info = json.loads((folder / "panoptic_train.json").read_text())
+    info["annotations"].pop()
+    save(folder, info)  # a changed file is read anew
+    assert len(DatasetCatalog.get(name)) == 1 and len(loads) == 2
+
+
+def test_a_byte_order_mark(folder):
+    file = folder / "panoptic_train.json"
+    file.write_text(file.read_text(), encoding="utf-8-sig")
+    assert len(DatasetCatalog.get(register(folder))) == 2
+
+
+def test_unannotated_images_are_mentioned(folder, caplog):
+    info = json.loads((folder / "panoptic_train.json").read_text())
+    info["images"] = [
+        {"id": "image-a", "file_name": "a.tif"}, {"id": "image-sub/b", "file_name": "sub/b.png"},
+    ]  # fmt: skip
+    info["annotations"].pop()
+    save(folder, info)
+    DatasetCatalog.get(register(folder))
+    assert "1 of 2 images have no annotation" in caplog.text
+
+
+def test_a_survey_measures_segments(folder):
+    found = survey_dataset(register(folder), progress=False)
+    assert found.classes == ["background", "cell"] and found.is_thing.tolist() == [False, True]
+    assert found.sizes.tolist() == [[6, 8], [6, 8]] and found.kinds == {("uint8", 3): 2}
+    assert found.areas(1).tolist() == [6, 6] and found.areas(0).tolist() == [36, 36]
+    cell = found.segments[found.segments["category"] == 1][0]
+    assert (cell["height"], cell["width"], cell["crowd"]) == (2, 3, False)
+
+
+def test_find_datasets(folder):
+    name = register(folder)
+    for given in (name, folder.name, str(folder)):
+        assert datasets.find_datasets(given) == [name]
+    with pytest.raises(KeyError, match="not registered"):
+        datasets.find_datasets("nothing_like_it")
+
+
+def test_the_ignored_value_is_that_of_the_dataset(folder):
+    with pytest.raises(ValueError, match=r"IGNORE_VALUE is 0, but .* 255: class 0 would never"):
+        datasets.check_panoptic_metadata(register(folder), ignore_value=0)
 
 
 def test_metadata_errors(folder, toy_root):

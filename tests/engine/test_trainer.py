@@ -294,3 +294,21 @@ def test_all_datasets_are_checked_before_training(repository, toy_root, tmp_path
     cfg = read_config(repository, TOY.format(""), *options, "('coco_2017_val_panoptic',)")
     with pytest.raises(ValueError, match="differ in their classes"):  # --eval-only
         Trainer.test(cfg, None)
+
+
+def test_rare_classes_come_more_often(register_scenes, repository):
+    background = {"id": 1, "category_id": 1, "area": 64, "iscrowd": 0}
+    cell = {"id": 2, "category_id": 2, "area": 8, "iscrowd": 0}
+    scenes = []
+    for i in range(6):  # a cell in one image of six
+        ids = np.ones((8, 8), int)
+        ids[0] = 2 if i == 3 else 1
+        scenes.append((ids, [{**background, "area": 56}, cell] if i == 3 else [background]))
+    categories = [{"id": k, "name": str(k), "isthing": k - 1} for k in (1, 2)]
+    name = register_scenes(scenes, categories)
+    options = "DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"
+    cfg = read_config(repository, TOY.format(""), *options, "DATALOADER.REPEAT_THRESHOLD", 0.7)
+    cfg.DATASETS.TRAIN = (name,)
+    batches = iter(Trainer.build_train_loader(cfg))
+    shown = [x["file_name"] for _ in range(60) for x in next(batches)]
+    assert 0.2 < np.mean(["0003" in file for file in shown]) < 0.4  # 2 of 7

@@ -612,6 +612,8 @@ def test_grid_ceiling(make_dataset):
     assert 30 < nearest < coarse < fine < 100
     # Twice the resolution at inference halves the stride.
     twice = grid_ceiling(name, stride=4, min_size=2 * SIZE[0], max_size=10**4)["panoptic_seg"]["PQ"]
+    assert grid_ceiling(name, stride=4, factor=2, num_images=10**3)["panoptic_seg"]["PQ"] == twice
+    assert grid_ceiling(name, stride=1, thing_area=10**6)["panoptic_seg"]["PQ_th"] == 0
     assert twice == fine
 
 

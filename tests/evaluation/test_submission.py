@@ -17,6 +17,7 @@ from pycocotools import mask as mask_util
 
 from amwc_d2 import Trainer, add_amwc_config
 from amwc_d2.config import load_config
+from amwc_d2.data import test_sets
 from amwc_d2.data.test_sets import register_builtin_test_sets, register_test_images
 from amwc_d2.evaluation import AMWCPanopticEvaluator, build_evaluator
 
@@ -163,3 +164,15 @@ def test_names_that_are_taken_are_left_alone():
     before = dict(DatasetCatalog)
     register_builtin_test_sets()
     assert dict(DatasetCatalog) == before
+
+
+def test_images_of_one_name_get_predictions_of_their_own(tmp_path):
+    for file in ("left/frame.png", "right/frame.png", "right/._frame.png"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    found = test_sets._list_images(tmp_path, None)
+    names = [image["prediction_name"] for image in found]
+    assert names == ["left/frame.png", "right/frame.png"]
+    assert [image["image_id"] for image in found] == ["left/frame", "right/frame"]
+    (tmp_path / "right/frame.jpg").touch()
+    assert len({image["prediction_name"] for image in test_sets._list_images(tmp_path, None)}) == 3
