@@ -2,7 +2,8 @@
 
 A zoo is a folder with ``index.json``, ``{name: {"checkpoint": file, "sha256": hash}}``, and a
 folder for each name: the checkpoint (tensors only), ``config.yaml``, ``classes.json`` (the
-categories of its training set), ``metrics.json`` (the evaluation of exactly this file) and
+categories of its training set), ``card.json`` (both, and the scale: what ``Predictor`` needs),
+``metrics.json`` (the evaluation of exactly this file) and
 ``log.jsonl`` (the training). ``tools/maintainer/release_checkpoint.py`` writes them. All functions
 take ``root``, the zoo's folder or URL; by default ``$AMWC_D2_MODEL_ZOO``, or else the repository's
 ``checkpoints``.

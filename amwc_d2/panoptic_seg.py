@@ -6,6 +6,7 @@ Shape shorthand in this module:
     J: channels of the PQ loss (panoptic labels of one image)
 """
 
+import logging
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -26,8 +27,8 @@ from torch.nn import functional as F
 from amwc_d2.amwc_layer import SolverSettings, solve, to_arrays
 from amwc_d2.config import STAGES
 from amwc_d2.costs import Costs, check_finite
-from amwc_d2.data.datasets import check_panoptic_metadata
 from amwc_d2.data.images import check_pixels
+from amwc_d2.data.model_card import FAR, model_metadata, read_card
 from amwc_d2.edges import VOID, at_cell_centres
 from amwc_d2.evaluation.oracle import ORACLES, missing_truth, oracle_costs
 from amwc_d2.losses.affinity import affinity_loss, affinity_targets
@@ -39,6 +40,8 @@ from amwc_d2.post_processing import (
 )
 from amwc_d2.refinement import UPSAMPLING, pixel_labels
 from amwc_d2.solver_cython import lower_bound
+
+logger = logging.getLogger(__name__)
 
 TRAINED_LAYERS = ("classifiers", "heads", "decoders", "all")
 
@@ -89,6 +92,7 @@ class AMWCPanoptic(nn.Module):
         upsampling: str = "refine",
         oracle: str = "",
         report_bound: bool = False,
+        card: dict | None = None,
     ):
         """
         Args:
@@ -113,6 +117,7 @@ class AMWCPanoptic(nn.Module):
             upsampling: from labels of cells to labels of pixels (``refinement.UPSAMPLING``).
             oracle: costs that the ground truth replaces at inference (``oracle.ORACLES``).
             report_bound: bound the optimum of every multiway cut at inference.
+            card: what came with the weights (``data/model_card.py``), None if nothing did.
 
         Raises:
             ValueError: an unknown stage, set of layers, upsampling or oracle; no loss in stage 2.
@@ -157,6 +162,8 @@ class AMWCPanoptic(nn.Module):
         self.upsampling = upsampling
         self.oracle = oracle
         self.report_bound = report_bound
+        self.card = card
+        self._warned = False  # of an image of another magnification
 
         for p in self.costs.parameters():
             # Without a loss through the solver nothing reaches them, and DDP would wait for it.
@@ -169,10 +176,8 @@ class AMWCPanoptic(nn.Module):
     @classmethod
     def from_config(cls, cfg):
         amwc = cfg.MODEL.AMWC
-        metadata = check_panoptic_metadata(
-            *(*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)[:1],
-            num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-        )
+        card = read_card(cfg.MODEL.WEIGHTS)
+        metadata = model_metadata(cfg, card)
         thing_ids = set(metadata.thing_dataset_id_to_contiguous_id.values())
         backbone = build_backbone(cfg)
         head = cfg.MODEL.INS_EMBED_HEAD
@@ -230,6 +235,7 @@ class AMWCPanoptic(nn.Module):
             "upsampling": amwc.UPSAMPLING,
             "oracle": amwc.ORACLE,
             "report_bound": cfg.TEST.LOWER_BOUND,
+            "card": card,
         }
 
     @property
@@ -432,12 +438,31 @@ class AMWCPanoptic(nn.Module):
         The two may run on different threads, so that the solver works on one batch while the
         network computes the next (``evaluation/loop.py``).
         """
+        self._warn_of_magnification(batched_inputs)
         images = self.preprocess(batched_inputs)
         class_logits, affinity_logits = self.logits(images.tensor)
         node_costs, edge_costs = self.costs(class_logits, affinity_logits)
         check_finite(node_costs, edge_costs)
         costs = (c.detach().cpu() for c in (node_costs, edge_costs))
         return Prediction(images.image_sizes, class_logits.detach(), *costs)
+
+    def _warn_of_magnification(self, batched_inputs) -> None:
+        """Say once that an image was resized by another factor than those of the training."""
+        low, _, high = (self.card or {}).get("scale") or (0, 1, float("inf"))
+        for x in batched_inputs:
+            if "height" not in x:
+                continue
+            factor = x.get("scale", 1.0) * max(x["image"].shape[-2:]) / max(x["height"], x["width"])
+            if not self._warned and not low / FAR <= factor <= high * FAR:
+                self._warned = True
+                logger.warning(
+                    "%s of %dx%d pixels is resized by a factor of %.2f, the images of the training "
+                    "by %.2f to %.2f: its objects look %s than any that the model knows. "
+                    "amwc_d2.Predictor resizes as the training did; elsewhere set "
+                    "INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST.",
+                    x.get("file_name", "An image"), x["height"], x["width"], factor, low, high,
+                    "smaller" if factor < low else "larger",
+                )  # fmt: skip
 
     def label(self, batched_inputs, prediction: Prediction) -> list[dict]:
         """Solve, refine, drop small segments (paper 4.1); see ``forward`` for the results."""

@@ -8,7 +8,7 @@ the cuts; with --costs also the class costs and the affinities that the solver w
 import logging
 from pathlib import Path
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.utils.logger import setup_logger
 from PIL import Image
 from tqdm import tqdm
@@ -73,10 +73,11 @@ def main(args):
         samples = DatasetCatalog.get(args.dataset)[: args.num]
         images = [(Path(sample["file_name"]), sample) for sample in samples]
     else:
-        metadata = MetadataCatalog.get((*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)[0])
+        metadata = None
         images = [(file, None) for file in find_images(args.input)]
 
     predictor = Predictor(cfg)
+    metadata = metadata or predictor.metadata
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     panels = []

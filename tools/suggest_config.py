@@ -87,7 +87,7 @@ def suggest(train, val):
     told = ", ".join(f"{f}x: {pq:.1f}" for f, pq in ceilings.items())
     test_size = multiple_of_32(side * factor)
     factor = test_size / side
-    crop = multiple_of_32(np.clip(4 * np.percentile(extents, 75) * factor, 128, 512))
+    crop = multiple_of_32(np.clip(4 * np.percentile(extents, 75) * factor, 256, 512))
     crop = tuple(
         min(crop, -(-int(np.median(train.sizes[:, axis]) * factor) // 32) * 32) for axis in (0, 1)
     )
@@ -110,13 +110,7 @@ def suggest(train, val):
         "(quartiles), enlarged",
     )
     for key, mask, what in (("THING_AREA", is_thing, "things"), ("STUFF_AREA", ~is_thing, "stuff")):
-        limit, least = _area_limit(segments[mask])
-        put(
-            f"MODEL.AMWC.{key}",
-            limit,
-            f"half the 1st percentile of the class of the smallest "
-            f"{what} ({least:.0f} pixels): smaller predictions are specks",
-        )
+        put(f"MODEL.AMWC.{key}", *_area_limit(train, segments[mask], what))
     if _has_fast_bfloat16():
         put("MODEL.AMWC.BFLOAT16", True, "this CPU has AVX512-BF16: half the time of a step")
     put("DATASETS.TRAIN", (train.name,), "")
@@ -129,12 +123,14 @@ def suggest(train, val):
     )
     room = int(np.ceil(longest / max(shortest.min(), 1) + 1)) * test_size
     put("INPUT.MAX_SIZE_TRAIN", room, "no image is shrunk for its length")
-    reason = (
-        f"the shorter side, {factor:.2g} times the {side} pixels of the median image: PQ of the "
+    put(
+        "INPUT.MIN_SIZE_TEST",
+        test_size,
+        f"the shorter side, {factor:.2g} times the {side} pixels of the median image: the grid "
+        f"ceiling's PQ, of nearest cells, is {told}",
     )
-    put("INPUT.MIN_SIZE_TEST", test_size, f"{reason}grid ceiling is {told}")
     put("INPUT.MAX_SIZE_TEST", room, "")
-    put("INPUT.CROP.SIZE", crop, "multiples of 32, about four things wide")
+    put("INPUT.CROP.SIZE", crop, "multiples of 32, at least four things wide")
     third = np.percentile(things["area"], 33)
     put(
         "INPUT.SMALL_INSTANCE_AREA",
@@ -210,15 +206,21 @@ def _factor(ceilings, side):
     return best
 
 
-def _area_limit(segments):
-    """Half the 1st percentile of the areas, of the class where it is least; and that percentile."""
+def _area_limit(survey, segments, what):
+    """Below what area predictions of things or stuff are specks, and why."""
     if not len(segments):
-        return 1, 0
+        return 1, f"there is no {what}"
     least = min(
         np.percentile(segments["area"][segments["category"] == k], 1)
         for k in np.unique(segments["category"])
     )
-    return max(1, int(least / 2)), least
+    most = np.prod(survey.sizes, axis=1).min() / 256
+    if least / 2 > most:
+        return max(1, int(most)), f"a 256th of the image, smaller than all {what}"
+    return max(1, int(least / 2)), (
+        f"half the 1st percentile of the class of the smallest {what} ({least:.0f} pixels): "
+        "smaller predictions are specks"
+    )
 
 
 def _rare_classes(survey):

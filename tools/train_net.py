@@ -12,6 +12,7 @@ from detectron2.utils.logger import setup_logger
 
 from amwc_d2 import Trainer
 from amwc_d2.config import load_config, use_available_device
+from amwc_d2.data.model_card import check_classes
 from amwc_d2.engine.launch import launch
 
 
@@ -29,6 +30,7 @@ def main(args):
     cfg = setup(args)
     if args.eval_only:
         model = Trainer.build_model(cfg)
+        check_classes(cfg, model.card)
         checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         results = Trainer.test(cfg, model)

@@ -8,6 +8,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 
 from amwc_d2.config import use_available_device
+from amwc_d2.data.model_card import check_classes
 
 
 def model_parser(description, config_file=None):
@@ -50,6 +51,7 @@ def load_model(cfg):
     cfg.defrost()
     use_available_device(cfg)
     model = build_model(cfg)
+    check_classes(cfg, model.card)
     DetectionCheckpointer(model).load(weights)
     return model
 

@@ -20,6 +20,7 @@ from detectron2.utils import comm
 
 from amwc_d2.data.datasets import check_panoptic_metadata, load_samples
 from amwc_d2.data.mappers import AMWCDatasetMapper, InferenceMapper, ResizeShortestEdge
+from amwc_d2.data.model_card import ModelCard, make_card
 from amwc_d2.data.target_generator import AMWCTargetGenerator
 from amwc_d2.engine.checkpoint import AMWCCheckpointer
 from amwc_d2.engine.timing import PartTimeWriter
@@ -54,6 +55,7 @@ class Trainer(DefaultTrainer):
         TrainerBase.__init__(self)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
+        model.card = make_card(cfg)  # its own, not that of the weights it starts from
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         on_cpu = cfg.MODEL.DEVICE == "cpu"
@@ -63,7 +65,10 @@ class Trainer(DefaultTrainer):
         trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer = trainer_class(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = AMWCCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        card = ModelCard(getattr(model, "module", model).card)
+        self.checkpointer = AMWCCheckpointer(
+            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self), card=card
+        )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg

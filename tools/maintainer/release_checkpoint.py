@@ -22,6 +22,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils.logger import setup_logger
 
 from amwc_d2 import Trainer, model_zoo
+from amwc_d2.data.model_card import trained_scale
 from amwc_d2.data.panoptic_format import read_panoptic_json
 
 logger = logging.getLogger("amwc_d2.release_checkpoint")
@@ -101,6 +102,12 @@ def release(name, run, checkpoint, half, zoo):
         path = write_checkpoint(run / checkpoint, folder, half)
         truth = read_panoptic_json(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).panoptic_json)
         (folder / "classes.json").write_text(json.dumps(truth["categories"]) + "\n")
+        card = {
+            "categories": truth["categories"],
+            "config": cfg.dump(),
+            "scale": trained_scale(cfg),
+        }
+        (folder / "card.json").write_text(json.dumps(card) + "\n")
         shutil.copyfile(run / "metrics.json", folder / "log.jsonl")
         if (zoo / name).exists():
             shutil.rmtree(zoo / name)
