@@ -361,7 +361,7 @@ def write_configs(names, folder=None):
             raise ValueError(describe_problems(survey))
     settings = suggest(surveys[0], surveys[-1])
     lambda_range, lambda_reason = settings.pop("LAMBDA_RANGE")
-    dataset = names[0].removesuffix("_panoptic_train")
+    dataset = names[0].rpartition("_panoptic_")[0] or names[0]
     folder = Path(folder) if folder else REPOSITORY / "configs" / dataset
     folder.mkdir(parents=True, exist_ok=True)
     first, second = folder / "amwc_R18.yaml", folder / "amwc_R18_e2e.yaml"

@@ -25,6 +25,7 @@ from detectron2.utils.logger import setup_logger
 from tabulate import tabulate
 
 from amwc_d2.config import load_config
+from amwc_d2.data.datasets import check_panoptic_metadata
 from amwc_d2.evaluation import grid_ceiling
 from amwc_d2.evaluation.oracle import ORACLES
 
@@ -102,6 +103,7 @@ def main(args):
             f"_BASE_: {args.config.name} and MODEL.AMWC.STAGE end_to_end (see the recipes), or "
             "train stage 1 alone with --stage-1-only."
         )
+    check_panoptic_metadata(*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     val, *others = cfg.DATASETS.TEST
     if others:  # the table is that of one dataset
         args.opts += ["DATASETS.TEST", f"('{val}',)"]

@@ -205,13 +205,7 @@ def check_panoptic_metadata(*names, num_classes=None, ignore_value=None):
         raise ValueError("no dataset is named: set DATASETS.TRAIN or DATASETS.TEST.")
     for name in names:
         if name not in DatasetCatalog and name not in MetadataCatalog:
-            close = difflib.get_close_matches(name, list(DatasetCatalog), n=3)
-            raise KeyError(
-                f"Dataset '{name}' is not registered. {f'Did you mean {close}? ' if close else ''}"
-                "A folder NAME with panoptic_train.json or panoptic_val.json under "
-                f"$DETECTRON2_DATASETS (here {datasets_root().resolve()}) becomes "
-                "NAME_panoptic_train or _val; register_panoptic_dataset() takes any other layout."
-            )
+            raise KeyError(_not_registered(name))
         _check_fields(name, MetadataCatalog.get(name))
     first = MetadataCatalog.get(names[0])
     if num_classes not in (None, len(first.stuff_classes)):
@@ -228,6 +222,26 @@ def check_panoptic_metadata(*names, num_classes=None, ignore_value=None):
     for name in names[1:]:
         _check_same_classes(first, MetadataCatalog.get(name))
     return first
+
+
+def _not_registered(name):
+    """What to say of a name that is no dataset's."""
+    root = datasets_root().resolve()
+    folder, _, split = name.rpartition("_panoptic_")
+    if split in SPLITS and (root / folder).is_dir():
+        there = sorted(file.name for file in (root / folder).glob("*.json"))
+        return (
+            f"Dataset '{name}' is not registered: {root / folder} is there, but not its "
+            f"panoptic_{split}.json (it holds {there or 'no JSON'}). tools/import_dataset.py writes "
+            "both splits; register_panoptic_dataset() takes files of other names."
+        )
+    close = difflib.get_close_matches(name, list(DatasetCatalog), n=3)
+    return (
+        f"Dataset '{name}' is not registered. {f'Did you mean {close}? ' if close else ''}A folder "
+        "NAME with panoptic_train.json or panoptic_val.json under $DETECTRON2_DATASETS (here "
+        f"{root}) becomes NAME_panoptic_train or _val; register_panoptic_dataset() takes any other "
+        "layout, tools/import_dataset.py other formats."
+    )
 
 
 def _check_fields(name, metadata):

@@ -504,6 +504,9 @@ def test_metadata_errors(folder, toy_root):
     name = register(folder)
     with pytest.raises(KeyError, match=r"Did you mean \['toy_panoptic_train'"):
         datasets.check_panoptic_metadata("toy_panoptic_trian")
+    other = name.replace("train", "val")
+    with pytest.raises(KeyError, match=r"not its panoptic_val.json .*it holds \['panoptic_train"):
+        datasets.check_panoptic_metadata(other)
     with pytest.raises(ValueError, match=r"NUM_CLASSES is 3, but .* has 2 classes"):
         datasets.check_panoptic_metadata(name, num_classes=3)
     with pytest.raises(ValueError, match="differ in their classes"):
