@@ -232,8 +232,8 @@ def _not_registered(name):
         there = sorted(file.name for file in (root / folder).glob("*.json"))
         return (
             f"Dataset '{name}' is not registered: {root / folder} is there, but not its "
-            f"panoptic_{split}.json (it holds {there or 'no JSON'}). tools/import_dataset.py writes "
-            "both splits; register_panoptic_dataset() takes files of other names."
+            f"panoptic_{split}.json (it holds {there or 'no JSON'}). tools/import_dataset.py "
+            "writes both splits; register_panoptic_dataset() takes files of other names."
         )
     close = difflib.get_close_matches(name, list(DatasetCatalog), n=3)
     return (

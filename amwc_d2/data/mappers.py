@@ -102,14 +102,16 @@ class InferenceMapper:
             dataset_dict (dict): of the DatasetCatalog; not changed.
 
         Returns:
-            dict: it with ``image`` (C, H, W), and ``height`` and ``width`` of the file's image.
+            dict: it without class maps, with ``image`` (C, H, W), and ``height`` and ``width`` of
+            the file's image.
 
         Raises:
             ValueError: the image is wrong; it names the file.
         """
         image = self.read(dataset_dict["file_name"])
         check_image_size(dataset_dict, image)
-        return {**dataset_dict, **self.prepare(image)}
+        sample = {k: v for k, v in dataset_dict.items() if k != "sem_seg_file_name"}
+        return {**sample, **self.prepare(image)}
 
     def prepare(self, image):
         """What the model takes of an image (H, W, C) that was read: a dict as above."""
