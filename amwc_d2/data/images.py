@@ -10,6 +10,7 @@ import logging
 import os
 import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -34,6 +35,15 @@ def is_image(name):
     """
     name = os.path.basename(name)
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def list_files(root):
+    """Files under a folder, sorted, as paths relative to it; nothing hidden, nor ``__MACOSX``."""
+    found = []
+    for folder, folders, names in os.walk(root, followlinks=True):
+        folders[:] = [f for f in folders if not f.startswith(".") and f != "__MACOSX"]
+        found += [Path(folder, name) for name in names if not name.startswith(".")]
+    return sorted(path.relative_to(root) for path in found)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,14 @@ from pycocotools import mask as rle
 from scipy import ndimage
 from tqdm import tqdm
 
-from amwc_d2.data.images import ImageReader, count_pages, image_size, is_image, read_pixels
+from amwc_d2.data.images import (
+    ImageReader,
+    count_pages,
+    image_size,
+    is_image,
+    list_files,
+    read_pixels,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -171,16 +178,16 @@ def pair_files(images, labels):
     """
     images, labels = Path(images), Path(labels)
     label_files = {}
-    for file in sorted(labels.rglob("*")):
-        if is_image(file) or (file.suffix == ".npy" and not file.name.startswith(".")):
-            label_files[file] = _without_split(file.relative_to(labels)).with_suffix("").as_posix()
+    for file in list_files(labels):
+        if is_image(file) or file.suffix == ".npy":
+            label_files[labels / file] = _without_split(file).with_suffix("").as_posix()
     by_stem = defaultdict(list)
     for file, stem in label_files.items():
         by_stem[_split_of(file.relative_to(labels)), stem].append(file)
     pairs, unlabelled, used = [], [], set()
     same = images.resolve() == labels.resolve()
-    for image in sorted(f for f in images.rglob("*") if is_image(f)):
-        relative = image.relative_to(images)
+    for relative in filter(is_image, list_files(images)):
+        image = images / relative
         stem = _without_split(relative).with_suffix("").as_posix()
         split = _split_of(relative)
         for ending in IMAGE_ENDINGS:
@@ -373,7 +380,7 @@ def list_coco(images, jsons, classes):
         classes (list[ImportedClass]): with category ids as values; from :func:`coco_classes`.
     """
     images, items = Path(images), []
-    files = {f.relative_to(images).as_posix(): f for f in images.rglob("*") if is_image(f)}
+    files = {f.as_posix(): images / f for f in list_files(images) if is_image(f)}
     by_name = defaultdict(list)
     for file in files.values():
         by_name[file.name].append(file)

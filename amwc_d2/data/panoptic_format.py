@@ -18,7 +18,7 @@ import numpy as np
 from panopticapi.utils import rgb2id
 from PIL import Image
 
-from amwc_d2.data.images import is_image
+from amwc_d2.data.images import is_image, list_files
 
 logger = logging.getLogger(__name__)
 
@@ -297,11 +297,7 @@ def _list_files(root):
             f"{root} is not a folder. Create it, or register the right one with "
             "register_panoptic_dataset()."
         )
-    files = set()
-    for folder, _, names in os.walk(root, followlinks=True):
-        prefix = Path(folder).relative_to(root).as_posix() + "/"
-        files.update((prefix + name).removeprefix("./") for name in names)
-    return files
+    return {path.as_posix() for path in list_files(root)}
 
 
 class _ImageFinder:

@@ -11,7 +11,7 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from amwc_d2.data.datasets import datasets_root
-from amwc_d2.data.images import is_image
+from amwc_d2.data.images import is_image, list_files
 
 SUBMISSION = "panoptic_submission"  # evaluator_type
 
@@ -58,7 +58,7 @@ def _list_images(image_root, image_info):
             raise ValueError(f"{image_info}: image ids {twice[:5]} come twice. Number them anew.")
         names = _unique_names(root, files)
     else:
-        files = sorted(f for f in root.rglob("*") if is_image(f))
+        files = [root / file for file in list_files(root) if is_image(file)]
         names = _unique_names(root, files)
         ids = [name.removesuffix("_leftImg8bit") for name in names]
     if not files:

@@ -30,6 +30,13 @@ from amwc_d2.evaluation.oracle import OracleMapper
 
 logger = logging.getLogger(__name__)
 
+SAMPLERS = (  # those of Detectron2's that need no boxes
+    "TrainingSampler",
+    "RepeatFactorTrainingSampler",
+    "RandomSubsetTrainingSampler",
+    "WeightedTrainingSampler",
+)
+
 
 class Trainer(DefaultTrainer):
     """Trains either stage (``MODEL.AMWC.STAGE``) on GPUs or the CPU, in one process or several.
@@ -84,6 +91,11 @@ class Trainer(DefaultTrainer):
         )
         samples = load_samples(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
         sampler = None
+        if cfg.DATALOADER.SAMPLER_TRAIN not in SAMPLERS:
+            raise ValueError(
+                f"DATALOADER.SAMPLER_TRAIN must be one of {SAMPLERS}, got "
+                f"'{cfg.DATALOADER.SAMPLER_TRAIN}'."
+            )
         if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":  # rare classes more often
             factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
                 [{"annotations": sample["segments_info"]} for sample in samples],

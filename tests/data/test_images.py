@@ -177,9 +177,14 @@ def test_zeroed_bytes_of_a_jpeg(tmp_path):
         assert jpeg_damage(file)
 
 
-def test_hidden_files_are_no_images():
+def test_hidden_files_are_no_images(tmp_path):
     names = ["a.jpg", "sub/b.TIF", "._a.jpg", "sub/._b.tif", "notes.txt"]
     assert [n for n in names if images.is_image(n)] == ["a.jpg", "sub/b.TIF"]
+    for name in (*names, ".hidden/c.jpg", "__MACOSX/d.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = [file.as_posix() for file in images.list_files(tmp_path)]
+    assert found == ["a.jpg", "notes.txt", "sub/b.TIF"]
 
 
 def test_wrong_readers():

@@ -312,3 +312,6 @@ def test_rare_classes_come_more_often(register_scenes, repository):
     batches = iter(Trainer.build_train_loader(cfg))
     shown = [x["file_name"] for _ in range(60) for x in next(batches)]
     assert 0.2 < np.mean(["0003" in file for file in shown]) < 0.4  # 2 of 7
+    cfg.DATALOADER.SAMPLER_TRAIN = "WeightedCategoryTrainingSampler"
+    with pytest.raises(ValueError, match=r"SAMPLER_TRAIN must be one of"):
+        Trainer.build_train_loader(cfg)

@@ -35,6 +35,7 @@ from tqdm import tqdm
 from amwc_d2.amwc_layer import SolverSettings, solve, to_arrays
 from amwc_d2.config import load_config
 from amwc_d2.costs import Costs
+from amwc_d2.data.model_card import make_card
 from amwc_d2.engine.command_line import commit, load_model, model_parser
 from amwc_d2.evaluation import segment_metrics
 from amwc_d2.refinement import pixel_labels
@@ -209,7 +210,7 @@ def main(args):
         raise SystemExit("--num-images must be at least 2: one half decides on the other's rounds.")
     history = calibrate(cfg, model, samples, args.rounds)
     Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"model": model.state_dict()}, args.output)
+    torch.save({"model": model.state_dict(), "card": model.card or make_card(cfg)}, args.output)
     fitted = {name: value.tolist() for name, value in model.costs.state_dict().items()}
     rows = [[name, *np.round(np.atleast_1d(value), 3)] for name, value in fitted.items()]
     logger.info("wrote %s\n%s", args.output, tabulate(rows))
