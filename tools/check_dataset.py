@@ -126,6 +126,29 @@ def contact_sheet(name, reader, count):
     return np.vstack([np.hstack(tiles[i : i + 4]) for i in range(0, len(tiles), 4)])
 
 
+def reader_of(survey, cfg):
+    """A reader for a dataset's images: the config's, or else one that can show them.
+
+    Says so where the default settings could not read them.
+    """
+    if cfg is not None:
+        return ImageReader.from_config(cfg)
+    channels = max(channels for _, channels in survey.kinds)
+    given = {} if channels in (1, 3, 4) else {"format": "ALL", "channels": channels}
+    reader = ImageReader(**given)
+    try:
+        reader(DatasetCatalog.get(survey.name)[0]["file_name"])
+    except ValueError as error:
+        logger.warning("A config for these images must set INPUT.SCALING: %s", error)
+        return ImageReader(**given, scaling="percentile")
+    if given:
+        logger.warning(
+            "A config for these images must set INPUT.FORMAT 'ALL', and MODEL.PIXEL_MEAN and "
+            "PIXEL_STD to %d values each (tools/suggest_config.py does).", channels,
+        )  # fmt: skip
+    return reader
+
+
 def _fit(picture):
     """A picture within a white square of ``TILE`` pixels."""
     scale = TILE / max(picture.shape[:2])
@@ -143,14 +166,14 @@ def main(args):
     names = find_datasets(args.name)
     cfg = load_config(args.config_file) if args.config_file else None
     check_panoptic_metadata(*names, num_classes=cfg and cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
-    reader, read, limits = ImageReader(), read_pixels, None
+    read, limits = read_pixels, None
     if cfg is not None:
-        reader = ImageReader.from_config(cfg)
+        configured = ImageReader.from_config(cfg)
         limits = cfg.MODEL.AMWC.THING_AREA, cfg.MODEL.AMWC.STUFF_AREA
 
         def read(path):
-            reader(path)  # what the config cannot read is a problem
-            return read_pixels(path, None if reader.page < 0 else reader.page)
+            configured(path)  # what the config cannot read is a problem
+            return read_pixels(path, None if configured.page < 0 else configured.page)
 
     well = True
     for name in names:
@@ -159,6 +182,8 @@ def main(args):
         if survey.problems:
             well = False
             logger.error("%s", describe_problems(survey))
+            continue
+        reader = reader_of(survey, cfg)
     if well and args.ceiling_images:
         rows = ceilings(names[-1], cfg, args.ceiling_images)
         table = tabulate(

@@ -89,7 +89,8 @@ def export_model(model, size, path, batch=1):
             f"{model.size_divisibility}, to which the model pads its images"
         )
     save, load = FORMATS[path.suffix]
-    images = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0))
+    channels = len(model.pixel_mean)
+    images = torch.randn(batch, channels, *size, generator=torch.Generator().manual_seed(0))
     save(CostNetwork(model).eval(), images, path)
     expected, found = model.predict_costs(images), load(path)(images)
     return max(float(np.abs(np.asarray(f) - e.numpy()).max()) for f, e in zip(found, expected))
@@ -100,13 +101,15 @@ def describe(model, cfg, size, batch=1):
     meta = MetadataCatalog.get((tuple(cfg.DATASETS.TEST) + tuple(cfg.DATASETS.TRAIN))[0])
     return {
         "images": {
-            "shape": [batch, 3, *size],
+            "shape": [batch, len(cfg.MODEL.PIXEL_MEAN), *size],
             "channels": cfg.INPUT.FORMAT,
+            "scaling": [cfg.INPUT.SCALING, *cfg.INPUT.SCALING_RANGE],
             "prepare": "subtract mean, divide by std, pad with 0 at the right and the bottom",
             "mean": list(cfg.MODEL.PIXEL_MEAN),
             "std": list(cfg.MODEL.PIXEL_STD),
             "min_size": cfg.INPUT.MIN_SIZE_TEST,
             "max_size": cfg.INPUT.MAX_SIZE_TEST,
+            "trained_scale": (model.card or {}).get("scale"),
         },
         "outputs": OUTPUTS,
         "stride": model.stride,

@@ -151,17 +151,16 @@ def suggest(train, val):
             f"rare: {', '.join(rare)}; their images come more often",
         )
         put("DATALOADER.REPEAT_THRESHOLD", 0.2, "classes in a smaller share of the images are rare")
-    crops = len(train.sizes) * max(
-        1.0, float(np.prod(train.sizes * factor, axis=1).mean() / np.prod(crop))
-    )
-    steps = int(np.clip(round(15 * crops / BATCH, -2), 300, 3000))
+    parts = np.prod(train.sizes * factor, axis=1).mean() / np.prod(crop)  # crops in an image
+    views = len(train.sizes) * np.sqrt(max(1.0, parts))
+    steps = int(np.clip(round(10 * views / BATCH, -2), 300, 3000))
     batch = BATCH
     put("SOLVER.IMS_PER_BATCH", batch, "")
     put("SOLVER.BASE_LR", 0.002, "for 8 crops a step; in proportion for others")
     put(
         "SOLVER.MAX_ITER",
         steps,
-        f"about {steps * batch / crops:.0f} times each part of the {len(train.sizes)} images",
+        f"about {steps * batch / len(train.sizes):.0f} crops of each of {len(train.sizes)} images",
     )
     put("SOLVER.CHECKPOINT_PERIOD", max(100, steps // 4), "")
     on_grid = np.percentile(things["area"], (33, 67)) * (factor / STRIDE) ** 2

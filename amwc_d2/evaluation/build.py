@@ -122,7 +122,7 @@ def grid_ceiling(
         OrderedDict: the evaluator's results.
     """
     DatasetCatalog.get(dataset_name)  # draws the toy set if need be
-    evaluator = AMWCPanopticEvaluator(dataset_name, output_dir, instance_ap=False)
+    evaluator = AMWCPanopticEvaluator(dataset_name, output_dir, instance_ap=False, log=False)
     if num_images:
         chosen = list(evaluator.truth)[:: -(-len(evaluator.truth) // num_images)]
         evaluator.truth = {image_id: evaluator.truth[image_id] for image_id in chosen}

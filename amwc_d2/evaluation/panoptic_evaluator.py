@@ -80,6 +80,7 @@ class AMWCPanopticEvaluator(DatasetEvaluator):
         size_limits=None,
         instance_ap=True,
         companions=(),
+        log=True,
     ):
         """
         Args:
@@ -95,6 +96,7 @@ class AMWCPanopticEvaluator(DatasetEvaluator):
                 large things; None: the terciles of the ground truth.
             instance_ap (bool): compute AP from the panoptic ground truth.
             companions (list[DatasetEvaluator]): further evaluators; they join the results.
+            log (bool): write the results' tables to the log.
         """
         meta = MetadataCatalog.get(dataset_name)
         self._name = dataset_name
@@ -103,6 +105,7 @@ class AMWCPanopticEvaluator(DatasetEvaluator):
         self._boundary_ratio = boundary_ratio
         self._instance_ap = instance_ap
         self._companions = list(companions)
+        self._log = log
         self._num_classes = len(meta.stuff_classes)
         things = meta.thing_dataset_id_to_contiguous_id
         self.to_contiguous = {**meta.stuff_dataset_id_to_contiguous_id, **things}
@@ -287,7 +290,8 @@ class AMWCPanopticEvaluator(DatasetEvaluator):
             "images": len(images),
             "size_limits": self._size_limits,
         }
-        report.log_results(header, results, per_class)
+        if self._log:
+            report.log_results(header, results, per_class)
         if self._output_dir is not None:
             report.write_predictions(
                 self._output_dir / "panoptic.json", self._truth_header, [r.pred for r in images]

@@ -198,6 +198,31 @@ def test_the_suggested_configs_train(run, tmp_path):
     assert Image.open(tmp_path / "sheet.png").size[0] > 1000
 
 
+def test_the_check_names_what_a_config_needs(run, tmp_path, caplog):
+    for folder in ("raw", "labels"):
+        (tmp_path / folder).mkdir()
+    for i in range(3):
+        ids, _ = scene(i)
+        two = np.stack([picture(ids, i), picture(ids, i + 9)]).astype(np.float32) * 10
+        tifffile.imwrite(tmp_path / f"raw/{i}.tif", two, metadata={"axes": "CYX"})
+        tifffile.imwrite(tmp_path / f"labels/{i}.tif", ids)
+    config = run("imported_two", "--images", tmp_path / "raw", "--labels", tmp_path / "labels")
+    cfg = load_config(config)
+    assert cfg.INPUT.FORMAT == "ALL" and len(cfg.MODEL.PIXEL_MEAN) == 2
+    assert cfg.INPUT.SCALING == "values" and cfg.INPUT.SCALING_RANGE[1] > 1500
+    sheet = str(tmp_path / "sheet.png")
+    arguments = ["imported_two", "--sheet", sheet, "--ceiling-images", "0"]
+    assert check_dataset.main(check_dataset.get_parser().parse_args(arguments))
+    assert "must set INPUT.SCALING" in caplog.text and Image.open(sheet).size[0] > 1000
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "SOLVER.IMS_PER_BATCH", 2])
+    image = next(iter(Trainer.build_train_loader(cfg)))[0]["image"]
+    assert image.shape[0] == 2 and image.std() > 20
+    info = json.loads((DATASETS / "imported_two/panoptic_val.json").read_text())
+    info["annotations"][0]["segments_info"][0]["area"] += 1
+    (DATASETS / "imported_two/panoptic_val.json").write_text(json.dumps(info))
+    assert not check_dataset.main(check_dataset.get_parser().parse_args(arguments))
+
+
 def test_groups_tiles_and_specks(run, tmp_path):
     arguments = object_masks(tmp_path / "source")
     run("imported_groups", *arguments, "--groups", "brightness", "--tile", 40, "--min-area", 20)
