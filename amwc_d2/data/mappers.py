@@ -26,7 +26,7 @@ class ResizeShortestEdge(T.ResizeShortestEdge):
 
 def to_tensor(image):
     """An image (H, W, C) as a tensor (C, H, W) of the same type."""
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    return torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))
 
 
 class AMWCDatasetMapper:

@@ -162,6 +162,13 @@ def test_damaged_files_are_named(name, tmp_path):
         ImageReader()(tmp_path / "gone.png")
 
 
+def test_an_image_beyond_pillows_limit_is_named(tmp_path, monkeypatch):
+    Image.fromarray(GREY).save(tmp_path / "slide.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match=r"slide.png cannot be read .*DecompressionBomb"):
+        ImageReader()(tmp_path / "slide.png")
+
+
 def test_zeroed_bytes_of_a_jpeg(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     file = tmp_path / "a.jpg"
