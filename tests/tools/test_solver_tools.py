@@ -52,7 +52,7 @@ def test_benchmark_and_pictures(repository, tmp_path):
         "1",
         "--no-memory",
     ]
-    command += ["--sections", "table", "scaling", "warm", "scenes", "--json", figures]
+    command += ["--sections", "table", "refinement", "scaling", "warm", "scenes", "--json", figures]
     command += ["--instances", "street_24x32_easy_0", "--scaling-sizes", "1", "--scenes", "2"]
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True)
     assert done.returncode in (0, 1), done.stderr  # 1: a bar about time was missed

@@ -33,6 +33,7 @@ from amwc_d2.solver_cython import (
     amwc_objective,
     lower_bound,
     lower_bound_graph,
+    refine_labels,
     solve_amwc,
     solve_amwc_batch,
     solve_amwc_graph,
@@ -167,6 +168,30 @@ def _table_bars(report, name, rows):
             error = abs(greedy["objective"] / known["algorithm2"] - 1)
             report.bar(f"{name}: greedy = Algorithm 2", f"{error:.1e}", "2e-6", error <= 2e-6)
     report.bar(f"{name}: bound closes", f"{rows['lower_bound']['closed']:.3f}", "stated", True)
+
+
+def refinement(report, options):
+    """Time from labels of cells to labels of pixels, four times as many along each axis."""
+    report.data["refinement"] = rows = []
+    print("\nrefinement at stride 4")
+    for name in options.instances:
+        instance = instance_of(name)
+        node_costs, edge_costs, distances, _ = instance.problem
+        solution = solve_amwc(*instance.problem)
+        size = tuple(4 * side for side in solution.segments.shape)
+        refine = partial(
+            refine_labels, solution, node_costs, edge_costs, distances,
+            stride=4, image_size=size, output_size=size, gamma=0.15,
+        )  # fmt: skip
+        timed = measure({"fast": method_call("fast", instance), "refine": refine}, options.repeats)
+        row = {"instance": name, **{m: one.seconds * 1e3 for m, one in timed.items()}}
+        low, times, high = ratio(timed["refine"].turns, timed["fast"].turns)
+        shown = f"{row['refine']:.2f} ms, {times:.2f} of fast ({low:.2f} to {high:.2f})"
+        rows.append(row | {"ratio": times})
+        if "256x512_medium" in name:
+            report.bar(f"{name}: refinement to {size[0]}x{size[1]}", shown, "0.6", times <= 0.6)
+        else:
+            print(f"  {name}: {shown}", flush=True)
 
 
 def scaling(report, options):
@@ -366,7 +391,7 @@ def proven(report, options):
     report.bar("lower bound", figure, "0.5, never above", valid and min(closed) >= 0.5)
 
 
-SECTIONS = {f.__name__: f for f in (table, scaling, threads, warm, scenes, proven)}
+SECTIONS = {f.__name__: f for f in (table, refinement, scaling, threads, warm, scenes, proven)}
 
 
 def parse(arguments):
