@@ -1,10 +1,14 @@
 """The meta-architecture: sizes, freezing, both stages' losses, inference, devices."""
 
+import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from helpers import load, toy_batch
+
+from amwc_d2.refinement import upsample_labels
+from amwc_d2.solver_cython import refine_labels, solve_amwc
 
 
 @pytest.fixture
@@ -40,6 +44,41 @@ def test_one_image_gives_the_same_alone_and_in_a_batch(toy_cfg):
     same = (alone["classes"] == together["classes"]).float().mean()
     assert same > 0.999  # convolutions of another batch size may round differently
     assert alone["panoptic_seg"][0].shape == (101, 203)
+
+
+@pytest.mark.parametrize("upsampling", ["refine", "nearest"])
+def test_labels_of_pixels_for_odd_sizes(upsampling, toy_cfg):
+    """Odd and tiny images in one batch, outputs that are no multiple of the grid."""
+    toy_cfg.MODEL.AMWC.UPSAMPLING = upsampling
+    model = build_model(toy_cfg).eval()
+    torch.nn.init.normal_(model.sem_seg_head.predictor.weight, 0, 1)
+    model.thing_area = model.stuff_area = 0
+    batch = toy_batch([(37, 53), (1, 9), (64, 64)])
+    outputs = [(37, 53), (1, 9), (75, 41)]
+    batch = [{**x, "height": h, "width": w} for x, (h, w) in zip(batch, outputs)]
+    with torch.no_grad():
+        prediction = model.predict(batch)
+        results = model.label(batch, prediction)
+    for n, (result, size) in enumerate(zip(results, outputs)):
+        image_size = prediction.image_sizes[n]
+        h, w = (-(-side // 4) for side in image_size)
+        costs = [
+            c[n, ..., :h, :w].contiguous().numpy()
+            for c in (prediction.node_costs, prediction.edge_costs)
+        ]
+        distances = model.solver.distances
+        solution = solve_amwc(*costs, distances, model.solver.partitionable)
+        classes, _ = refine_labels(
+            solution, *costs, distances, stride=4, image_size=image_size, output_size=size,
+            gamma=model.costs.gamma.item(),
+        )  # fmt: skip
+        if upsampling == "nearest":
+            classes = upsample_labels(torch.from_numpy(solution.classes), 4, image_size, size)
+        assert np.array_equal(result["classes"], classes)
+        panoptic, segments = result["panoptic_seg"]
+        assert panoptic.shape == result["sem_seg"].shape[1:] == size
+        assert (panoptic > 0).all()
+        assert len(segments) + result["amwc"]["lost_segments"] == result["amwc"]["num_segments"]
 
 
 @pytest.mark.parametrize("layers", ["classifiers", "heads", "decoders", "all"])
