@@ -42,6 +42,26 @@ def use_available_device(cfg, num_gpus=1):
         cfg.MODEL.DEVICE = "cpu"
 
 
+def use_bfloat16(cfg):
+    """Tell whether the network trains in bfloat16: the config wants it and the device can.
+
+    Args:
+        cfg (CfgNode): reads ``MODEL.AMWC.BFLOAT16``, ``MODEL.DEVICE`` and ``SOLVER.AMP.ENABLED``,
+            which is a mixed precision of its own.
+    """
+    if not cfg.MODEL.AMWC.BFLOAT16 or cfg.SOLVER.AMP.ENABLED:
+        return False
+    return has_bfloat16(cfg.MODEL.DEVICE)
+
+
+def has_bfloat16(device):
+    """Tell whether ``device`` ("cpu", "cuda", ...) has instructions for bfloat16."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_available() and torch.cuda.get_device_capability(device) >= (8, 0)
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
 def add_amwc_config(cfg):
     """Add all keys of AMWC to ``cfg`` (a Detectron2 ``CfgNode``), in place.
 
@@ -98,13 +118,19 @@ def add_amwc_config(cfg):
     # their costs, "nearest" takes the nearest cell's (the paper), which leaves staircases.
     amwc.UPSAMPLING = "refine"
     amwc.SOLVER_METHOD = "fast"  # "fast", "greedy" (Algorithm 2) or "best"
-    # Train the network (not losses, costs and solver) in bfloat16: twice as fast on a CPU that has
-    # the instructions (AVX512-BF16, AMX), slower on one that has not. Needs no loss scaling.
-    amwc.BFLOAT16 = False
+    # Train the network (not losses, costs and solver) in bfloat16 where MODEL.DEVICE has the
+    # instructions (a GPU of compute capability 8.0, a CPU with AVX512-BF16 or AMX): half the time.
+    # Needs no loss scaling. False: always float32.
+    amwc.BFLOAT16 = True
     amwc.NUM_THREADS = 0  # threads that solve images; 0: as many as the process may use
     # At inference on images with ground truth, the truth replaces the class costs ("semantic",
     # paper A.8), the edge costs ("affinity") or "both": upper bounds, not results.
     amwc.ORACLE = ""
+    # Training images that stage 1 holds back, at most a fifth, and on which the scales and offsets
+    # of the costs are fitted to PQ at its end (engine/calibration.py). 0: no calibration.
+    amwc.CALIBRATION_IMAGES = 60
+    # Use the scales and offsets that the checkpoint holds; False: the network's logits as they are.
+    amwc.CALIBRATED = True
 
     # Stage 2. The gradient through the solver (Algorithm 1, equation 4; formulas: estimators.py).
     amwc.ESTIMATOR = "warm_start"  # "same_solver", "warm_start" or "literal"

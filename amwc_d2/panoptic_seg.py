@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amwc_d2.amwc_layer import SolverSettings, solve, to_arrays
-from amwc_d2.config import STAGES
+from amwc_d2.config import STAGES, use_bfloat16
 from amwc_d2.costs import Costs, check_finite
 from amwc_d2.data.images import check_pixels
 from amwc_d2.data.model_card import FAR, model_metadata, read_card
@@ -90,6 +90,7 @@ class AMWCPanoptic(nn.Module):
         thing_area: int = 200,
         stuff_area: int = 2048,
         upsampling: str = "refine",
+        calibrated: bool = True,
         oracle: str = "",
         report_bound: bool = False,
         card: dict | None = None,
@@ -115,6 +116,7 @@ class AMWCPanoptic(nn.Module):
             bfloat16: train the network in that precision; losses, costs and solver in float32.
             thing_area, stuff_area: smaller segments become void, in pixels of the image.
             upsampling: from labels of cells to labels of pixels (``refinement.UPSAMPLING``).
+            calibrated: take scales and offsets of ``costs`` from checkpoints; False: keep 1 and 0.
             oracle: costs that the ground truth replaces at inference (``oracle.ORACLES``).
             report_bound: bound the optimum of every multiway cut at inference.
             card: what came with the weights (``data/model_card.py``), None if nothing did.
@@ -165,6 +167,8 @@ class AMWCPanoptic(nn.Module):
         self.card = card
         self._warned = False  # of an image of another magnification
 
+        if not calibrated:
+            self.costs.register_load_state_dict_pre_hook(_keep_state)
         for p in self.costs.parameters():
             # Without a loss through the solver nothing reaches them, and DDP would wait for it.
             p.requires_grad = stage == "end_to_end" and learn_cost_scales and criterion.any_weight
@@ -229,10 +233,11 @@ class AMWCPanoptic(nn.Module):
             "trained_layers": amwc.TRAINED_LAYERS,
             "learn_cost_scales": amwc.LEARN_COST_SCALES,
             "cross_entropy_weight": amwc.CROSS_ENTROPY_LOSS.WEIGHT,
-            "bfloat16": amwc.BFLOAT16,
+            "bfloat16": use_bfloat16(cfg),
             "thing_area": amwc.THING_AREA,
             "stuff_area": amwc.STUFF_AREA,
             "upsampling": amwc.UPSAMPLING,
+            "calibrated": amwc.CALIBRATED,
             "oracle": amwc.ORACLE,
             "report_bound": cfg.TEST.LOWER_BOUND,
             "card": card,
@@ -552,3 +557,8 @@ class AMWCPanoptic(nn.Module):
             align_corners=False,
         )
         return retry_if_cuda_oom(sem_seg_postprocess)(upsampled[0], image_size, *output_size)
+
+
+def _keep_state(module, state_dict, prefix, *_):
+    """``load_state_dict`` of ``module`` changes nothing."""
+    state_dict.update({prefix + name: value for name, value in module.state_dict().items()})

@@ -81,6 +81,14 @@ def evaluate_oracle(config, checkpoint, oracle, opts):
     return json.loads((folder / f"inference_{oracle}_oracle/results.json").read_text())["results"]
 
 
+def evaluate_uncalibrated(config, checkpoint, opts):
+    """The results of stage 1 without the scales and offsets that it was calibrated to."""
+    folder = checkpoint.parent / "uncalibrated"
+    run("train_net.py", "--config-file", config, "--eval-only", *opts, "MODEL.WEIGHTS", checkpoint,
+        "OUTPUT_DIR", folder, "MODEL.AMWC.CALIBRATED", False)  # fmt: skip
+    return json.loads((folder / "inference/results.json").read_text())["results"]
+
+
 def table_row(name, results, minutes=None):
     panoptic, amwc = results["panoptic_seg"], results.get("amwc", {})
     return [
@@ -119,7 +127,11 @@ def main(args):
     logger.info("No model can be above the grid ceiling: PQ %.2f", ceiling["panoptic_seg"]["PQ"])
 
     first, results, minutes = train(args.config, output / args.config.stem, args.opts)
-    rows = [table_row(f"stage 1 ({args.config.stem})", results, minutes)]
+    name = f"stage 1 ({args.config.stem})"
+    rows = [table_row(name, results, minutes)]
+    if cfg.MODEL.AMWC.CALIBRATED and cfg.MODEL.AMWC.CALIBRATION_IMAGES:
+        plain = evaluate_uncalibrated(args.config, first, args.opts)
+        rows = [table_row(name, plain, minutes), table_row("stage 1, calibrated", results)]
     last, last_config = first, args.config
     if not args.stage_1_only:
         last, results, minutes = train(

@@ -22,6 +22,7 @@ from amwc_d2.data.datasets import check_panoptic_metadata, load_samples
 from amwc_d2.data.mappers import AMWCDatasetMapper, InferenceMapper, ResizeShortestEdge
 from amwc_d2.data.model_card import ModelCard, make_card
 from amwc_d2.data.target_generator import AMWCTargetGenerator
+from amwc_d2.engine.calibration import Calibration, hold_back
 from amwc_d2.engine.checkpoint import AMWCCheckpointer
 from amwc_d2.engine.timing import PartTimeWriter
 from amwc_d2.evaluation import build_evaluator
@@ -84,12 +85,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg):
         """Images with their targets, endlessly, ``SOLVER.IMS_PER_BATCH`` over all processes."""
-        mapper = AMWCDatasetMapper(
-            cfg,
-            augmentations=build_train_augmentations(cfg),
-            panoptic_target_generator=AMWCTargetGenerator.from_config(cfg),
-        )
-        samples = load_samples(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+        samples, _ = training_samples(cfg)
         sampler = None
         if cfg.DATALOADER.SAMPLER_TRAIN not in SAMPLERS:
             raise ValueError(
@@ -103,7 +99,17 @@ class Trainer(DefaultTrainer):
                 sqrt=cfg.DATALOADER.REPEAT_SQRT,
             )
             sampler = RepeatFactorTrainingSampler(factors, seed=max(cfg.SEED, 0))
+        mapper = cls.build_train_mapper(cfg)
         return build_detection_train_loader(cfg, mapper=mapper, dataset=samples, sampler=sampler)
+
+    @classmethod
+    def build_train_mapper(cls, cfg):
+        """From a dict of the DatasetCatalog to an augmented image with its targets."""
+        return AMWCDatasetMapper(
+            cfg,
+            augmentations=build_train_augmentations(cfg),
+            panoptic_target_generator=AMWCTargetGenerator.from_config(cfg),
+        )
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
@@ -152,6 +158,17 @@ class Trainer(DefaultTrainer):
                 logger.info("Results on %s, in csv format:", name)
                 print_csv_format(results[name])
         return results[names[0]] if len(names) == 1 else results
+
+    def build_hooks(self):
+        """Detectron2's; at the end of stage 1 costs are calibrated before the checkpoint is saved.
+
+        Nothing is calibrated where ``MODEL.AMWC.CALIBRATION_IMAGES`` holds no image back.
+        """
+        hooks = super().build_hooks()
+        _, held = training_samples(self.cfg)
+        if held:
+            hooks.insert(1, Calibration(self.cfg, held))  # behind the timer of steps
+        return hooks
 
     def build_writers(self):
         """Detectron2's, and the time of each part of a step in the log."""
@@ -222,6 +239,21 @@ class Trainer(DefaultTrainer):
                 f"it. To train for longer, {advice}"
             )
         super().load_state_dict(state_dict)
+
+
+def training_samples(cfg):
+    """The training images of ``DATASETS.TRAIN``, and those that stage 1 holds back to calibrate.
+
+    Args:
+        cfg (CfgNode): stage 2 holds none back, nor does ``MODEL.AMWC.CALIBRATED`` False.
+
+    Returns:
+        two lists of dicts of the DatasetCatalog.
+    """
+    samples = load_samples(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    amwc = cfg.MODEL.AMWC
+    calibrates = amwc.STAGE == "pretrain" and amwc.CALIBRATED
+    return hold_back(samples, amwc.CALIBRATION_IMAGES if calibrates else 0)
 
 
 def check_datasets(cfg, *names):

@@ -21,7 +21,8 @@ from amwc_d2.evaluation import build_evaluator
 
 TOY = "configs/Toy-PanopticSegmentation/amwc_R18{}.yaml"
 QUICK = ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "2", "SOLVER.WARMUP_ITERS", "0",
-         "DATALOADER.NUM_WORKERS", "0", "MODEL.AMWC.NUM_LAMBDAS", "1"]  # fmt: skip
+         "DATALOADER.NUM_WORKERS", "0", "MODEL.AMWC.NUM_LAMBDAS", "1",
+         "MODEL.AMWC.CALIBRATION_IMAGES", "0"]  # fmt: skip
 
 
 def run_train_net(repository, config, *options, flags=()):

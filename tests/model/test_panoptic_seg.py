@@ -7,6 +7,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from helpers import load, toy_batch
 
+from amwc_d2 import config
 from amwc_d2.refinement import upsample_labels
 from amwc_d2.solver_cython import refine_labels, solve_amwc
 
@@ -159,8 +160,9 @@ def test_stage_two_without_a_loss_through_the_solver(toy_cfg):
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "end_to_end"])
-def test_bfloat16_trains_alike(stage, toy_cfg):
+def test_bfloat16_trains_alike(stage, toy_cfg, monkeypatch):
     """Losses close to those of float32, gradients finite and of like direction, all in float32."""
+    monkeypatch.setattr(config, "has_bfloat16", lambda device: True)
     toy_cfg.MODEL.AMWC.STAGE = stage
     torch.manual_seed(0)
     state = build_model(toy_cfg).state_dict()
@@ -184,8 +186,25 @@ def test_bfloat16_trains_alike(stage, toy_cfg):
         assert torch.cosine_similarity(*gradients, dim=0) > 0.9
 
 
-def test_bfloat16_is_for_training_only(toy_cfg):
+@pytest.mark.parametrize(
+    "wanted, there, amp, expected",
+    [
+        (True, {"avx512_bf16": True}, False, True),
+        (True, {"avx512_bf16": False, "amx_bf16": True}, False, True),
+        (True, {"avx512_bf16": False, "amx_bf16": False}, False, False),
+        (False, {"avx512_bf16": True}, False, False),
+        (True, {"avx512_bf16": True}, True, False),
+    ],
+)
+def test_bfloat16_where_the_processor_has_it(wanted, there, amp, expected, toy_cfg, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: there)
+    toy_cfg.MODEL.AMWC.BFLOAT16, toy_cfg.SOLVER.AMP.ENABLED = wanted, amp
+    assert build_model(toy_cfg).bfloat16 is expected
+
+
+def test_bfloat16_is_for_training_only(toy_cfg, monkeypatch):
     """The costs at inference are those of float32 but for the order of the sums."""
+    monkeypatch.setattr(config, "has_bfloat16", lambda device: True)
     torch.manual_seed(0)
     state = build_model(toy_cfg).state_dict()
     costs = []

@@ -27,6 +27,7 @@ def run(repository, toy_root, tmp_path_factory):
     cfg = load_config(
         repository / "configs/Toy-PanopticSegmentation/amwc_R18.yaml",
         ["SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 2, "OUTPUT_DIR", str(folder),
+         "MODEL.AMWC.CALIBRATION_IMAGES", 0,
          "DATASETS.TEST", ()],
     )  # fmt: skip
     trainer = Trainer(cfg)

@@ -30,13 +30,16 @@ def test_both_stages_table_and_panels(repository, toy_root, tmp_path):
     ]
     assert rows[0][:4] == ["toy_panoptic_val", "PQ", "PQ_th", "PQ_st"]
     assert [row[0] for row in rows[2:]] == [
-        "stage 1 (amwc_R18)", "stage 2 (amwc_R18_e2e)", "amwc_R18_e2e, oracle: both",
+        "stage 1 (amwc_R18)",
+        "stage 1, calibrated",
+        "stage 2 (amwc_R18_e2e)",
+        "amwc_R18_e2e, oracle: both",
         "grid ceiling",
-    ]  # fmt: skip
+    ]
     assert all(0 < float(row[6]) <= 100 for row in rows[2:]), "mIoU"
     ceiling = float(rows[-1][1])
     assert all(0 <= float(row[1]) <= ceiling for row in rows[2:])
-    assert float(rows[3][1]) < float(rows[4][1]) > 0.8 * ceiling
+    assert float(rows[4][1]) < float(rows[5][1]) > 0.8 * ceiling
     assert 60 < ceiling < 100
     assert len(list((tmp_path / "panels").glob("*.png"))) == 1
     assert (tmp_path / "amwc_R18_e2e/model_final.pth").exists()

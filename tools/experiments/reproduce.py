@@ -28,7 +28,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from bootstrap import difference, read_segments, seed_interval
-from calibrate import calibrate
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.env import seed_all_rng
@@ -48,6 +47,7 @@ from feature_cache import cache_inference, cache_training, evaluate, train
 
 from amwc_d2 import Trainer, register_panoptic_dataset
 from amwc_d2.config import load_config
+from amwc_d2.engine.calibration import EVALUATIONS, calibrate
 from amwc_d2.engine.command_line import commit, load_model
 from amwc_d2.evaluation import AMWCPanopticEvaluator, grid_ceiling
 
@@ -155,11 +155,11 @@ class Start:
 
     @cached_property
     def calibration(self):
-        """State of the fitted costs, and the history of the fit."""
+        """State of the fitted costs, and what the fit says of itself."""
         model = self.model()
         held = DatasetCatalog.get(self.parts["held"])
-        history = calibrate(self.cfg, model, held, 1 if self.quick else 4)
-        return model.costs.state_dict(), history
+        fitted = calibrate(self.cfg, model, held, 20 if self.quick else EVALUATIONS)
+        return model.costs.state_dict(), fitted
 
 
 class Experiment:
@@ -186,7 +186,9 @@ class Experiment:
     def config(self, *, end_to_end: bool, seed: int, options=()) -> CfgNode:
         """The recipe's config of one stage; ``options`` as in ``experiment_rows``."""
         name = self.recipe["config"] + ("_e2e" if end_to_end else "") + ".yaml"
-        opts = [*(QUICK if self.args.quick else []), *self.args.opts, "SEED", seed]
+        # The images held back for calibration are split off here, for all rows alike.
+        opts = ["MODEL.AMWC.CALIBRATION_IMAGES", 0, *(QUICK if self.args.quick else [])]
+        opts += [*self.args.opts, "SEED", seed]
         for key, value in zip(options[::2], options[1::2]):
             opts += [key if key.startswith("SOLVER.") else f"MODEL.AMWC.{key}", value]
         if hasattr(self, "fit"):
@@ -232,12 +234,8 @@ class Experiment:
             cfg = self.config(end_to_end=True, seed=seed + SEED_OF_ROW.get(row, 0), options=options)
             model, figures = load_weights(cfg, weights), {}
             if row.startswith("calibrated"):
-                costs, history = self.start.calibration
+                costs, figures["calibration"] = self.start.calibration
                 model.costs.load_state_dict(costs)
-                figures["calibration"] = {
-                    "history": history,
-                    **{k: v.tolist() for k, v in costs.items()},
-                }
             if row not in UNTRAINED:
                 figures |= train(cfg, model, self.start.fitting, self.start.watched)
             self.report(seed, row, cfg, model, self.start.testing, figures, options)
