@@ -63,6 +63,7 @@ def get_parser():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("output/gpu"))
+    parser.add_argument("--pack", type=Path, help="gets checkpoints and results.tar.gz")
     parser.add_argument("--seconds", type=float, default=540.0, help="for everything")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--only", nargs="+", metavar="PART", help="of the parts and trainings")
@@ -86,7 +87,7 @@ def write(folder: Path, **values):
 def options(args, name):
     dataset, kind, seed, workers, opts = TRAININGS[name]
     opts = [*opts, "MODEL.DEVICE", args.device, "SEED", seed, "DATALOADER.NUM_WORKERS", workers,
-            "DATASETS.TEST", "()"]  # fmt: skip
+            "MODEL.AMWC.NUM_THREADS", 3, "DATASETS.TEST", "()"]  # fmt: skip
     if args.quick:
         opts += ["SOLVER.IMS_PER_BATCH", 2, "DATALOADER.NUM_WORKERS", 1,
                  "MODEL.AMWC.CALIBRATION_IMAGES", 4]  # fmt: skip
@@ -111,6 +112,17 @@ def training(args, name, folder):
     calibration.EVALUATIONS = 20 if args.quick else CALIBRATION_EVALUATIONS
     dataset, kind, opts = options(args, name)
     total = args.end - args.start
+
+    def maximize_in_time(function, size, evaluations, maximize=calibration.maximize):
+        """As many evaluations as there is time for."""
+        begin = time.time()
+        function(np.zeros(size))
+        left = args.start + CALIBRATED * total - time.time()
+        return maximize(
+            function, size, min(evaluations, max(20, int(left / (time.time() - begin))))
+        )
+
+    calibration.maximize = maximize_in_time
 
     class OutOfTime(Exception):
         pass
@@ -148,7 +160,11 @@ def training(args, name, folder):
                     calibration.calibrate(cfg, trainer.model, hook.samples, calibration.EVALUATIONS)
             trainer.checkpointer.save("model_final")
         torch.backends.cudnn.benchmark = False
-        (Path(cfg.OUTPUT_DIR) / "config.yaml").write_text(cfg.dump())
+        release = cfg.clone()  # as the recipes have it
+        values = {"DATASETS.TEST": (f"{dataset}_panoptic_val",), "MODEL.DEVICE": "cpu",
+                  "DATALOADER.NUM_WORKERS": 0, "MODEL.AMWC.NUM_THREADS": 0}  # fmt: skip
+        release.merge_from_list([x for pair in values.items() for x in pair])
+        (Path(cfg.OUTPUT_DIR) / "config.yaml").write_text(release.dump())
         return trainer, steps, time.time() - begin
 
     def measure(cfg, trainer_class):
@@ -290,7 +306,7 @@ def agree(args, name, folder):
             with EventStorage():
                 losses = model(batch)
             sum(losses.values()).backward()
-            gradient = torch.cat([p.grad.flatten().cpu() for p in model.parameters()
+            gradient = torch.cat([p.grad.flatten().double().cpu() for p in model.parameters()
                                   if p.grad is not None])  # fmt: skip
             found.append(({k: v.item() for k, v in losses.items()}, gradient))
         (a, g), (b, h) = found
@@ -369,7 +385,7 @@ def parts(args, name, folder):
     for stage in ("", "_e2e"):
         cfg = load_config(ROOT / f"configs/Cityscapes-PanopticSegmentation/amwc_R50{stage}.yaml")
         cfg.merge_from_list(["MODEL.DEVICE", args.device, "MODEL.WEIGHTS", "",
-                             "MODEL.AMWC.BFLOAT16", True])  # fmt: skip
+                             "INPUT.CROP.SIZE", size, "MODEL.AMWC.BFLOAT16", True])  # fmt: skip
         for part in ("RESNETS", "SEM_SEG_HEAD", "INS_EMBED_HEAD"):
             cfg.MODEL[part].NORM = "BN"
         generator = AMWCTargetGenerator.from_config(cfg)
@@ -496,17 +512,18 @@ def pack(args):
 
     import torch
 
+    args.pack.mkdir(parents=True, exist_ok=True)
     for name in RETURNED:
         for stage in ("stage_1", "stage_2"):
             source = args.output / name / stage / "model_final.pth"
             if not source.exists() or (name, stage) == ("dsb2018_2", "stage_2"):
                 continue
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception):  # one that was being written
                 state = torch.load(source, map_location="cpu", weights_only=True)["model"]
                 half = {k: v.half() if v.dtype == torch.float32 and v.dim() > 1 else v
                         for k, v in state.items()}  # fmt: skip
-                torch.save({"model": half}, args.output / f"{name}_{stage}.pth")
-    with tarfile.open(args.output / "results.tar.gz", "w:gz") as tar:
+                torch.save({"model": half}, args.pack / f"{name}_{stage}.pth")
+    with tarfile.open(args.pack / "results.tar.gz", "w:gz") as tar:
         for path in sorted(args.output.rglob("*")):
             if path.suffix in (".json", ".csv", ".yaml", ".txt", ".step") and path.is_file():
                 tar.add(path, path.relative_to(args.output))
@@ -519,17 +536,17 @@ def summary(args, status):
         content = json.loads(path.read_text()) if path.exists() else {}
         print(f"== {name}: exit {code}")
         if name in CHECKS:
-            print(json.dumps(content, default=float)[:1800])
+            print(json.dumps(content, default=lambda x: round(float(x), 4))[:1300])
         for row, values in content.items():
             if isinstance(values, dict) and "panoptic_seg/PQ" in values:
                 short = {key.split("/")[-1]: round(float(values[key]), 2) for key in (
                     "panoptic_seg/PQ", "panoptic_seg/PQ_th", "panoptic_seg/PQ_st", "segm/AP",
                     "segm/AP50", "amwc/splits", "amwc/merges", "steps", "planned", "seconds",
                     "evaluation_seconds") if key in values and values[key] is not None}  # fmt: skip
-                print(f"   {row}: {json.dumps(short)}")
+                print(f"  {row}: " + " ".join(f"{k} {v:g}" for k, v in short.items()))
         if code:
             lines = (args.output / name / "log.txt").read_text(errors="replace").splitlines()
-            print("\n".join("   | " + line[-200:] for line in lines[-12:]))
+            print("\n".join("   | " + line[-160:] for line in lines[-8:]))
 
 
 def main(args):
@@ -556,7 +573,8 @@ def main(args):
     for part in sorted(running, key=lambda p: p.name not in ("agree", "nccl")):
         status[part.name] = part.wait()
         say(f"{part.name}: {status[part.name]}")
-    pack(args)
+    if args.pack:
+        pack(args)
     summary(args, status)
     say("end")
     return int(any(status.values()))

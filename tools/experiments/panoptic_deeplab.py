@@ -24,7 +24,6 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.engine.hooks import EvalHook
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.postprocessing import sem_seg_postprocess
-from detectron2.projects.panoptic_deeplab import PanopticDeeplabDatasetMapper
 from detectron2.projects.panoptic_deeplab.panoptic_seg import PanopticDeepLab
 from detectron2.projects.panoptic_deeplab.post_processing import get_panoptic_segmentation
 from detectron2.projects.panoptic_deeplab.target_generator import PanopticDeepLabTargetGenerator
@@ -35,6 +34,7 @@ from torch.utils._pytree import tree_map
 
 from amwc_d2 import Trainer
 from amwc_d2.config import load_config, use_available_device, use_bfloat16
+from amwc_d2.data.mappers import AMWCDatasetMapper
 from amwc_d2.data.target_generator import AMWCTargetGenerator
 from amwc_d2.engine.calibration import Calibration, inference_inputs, read_truth
 from amwc_d2.engine.trainer import build_train_augmentations, training_samples
@@ -59,6 +59,9 @@ class PeerPanopticDeepLab(PanopticDeepLab):
         for module, name in ((self.backbone, "forward"), (self.sem_seg_head, "layers"),
                              (self.ins_embed_head, "layers")):  # fmt: skip
             setattr(module, name, self._in_precision(getattr(module, name)))
+        crop = cfg.INPUT.CROP
+        self.divisors = tuple(crop.SIZE) if crop.ENABLED else (32, 32)
+        self.ignore_label = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
         self.things = set(self.meta.thing_dataset_id_to_contiguous_id.values())
         self.thing_area = cfg.MODEL.AMWC.THING_AREA
 
@@ -72,13 +75,31 @@ class PeerPanopticDeepLab(PanopticDeepLab):
 
         return run
 
+    def _padding(self, image):
+        """What the ASPP pooling needs at the right and the bottom, for ``F.pad``."""
+        height, width = (-side % d for side, d in zip(image.shape[-2:], self.divisors))
+        return 0, width, 0, height
+
+    def forward(self, batched_inputs):
+        """In training; height and width are padded separately, as ours are, and not judged."""
+        padded = []
+        for x in batched_inputs:
+            mean, extra = self.pixel_mean.cpu(), self._padding(x["image"])
+            maps = {
+                k: F.pad(v, extra, value=self.ignore_label if k == "sem_seg" else 0)
+                for k, v in x.items()
+                if isinstance(v, Tensor) and k != "image"
+            }
+            padded.append({**x, **maps, "image": F.pad(x["image"] - mean, extra) + mean})
+        return super().forward(padded)
+
     def predict(self, batched_inputs):
         """Per image: the size of the input and class logits, centres and offsets at that size."""
         padded = [(x["image"].to(self.device) - self.pixel_mean) / self.pixel_std
                   for x in batched_inputs]  # fmt: skip
         (image,) = padded  # TEST.IMS_PER_BATCH 1
         height, width = image.shape[-2:]
-        image = F.pad(image, (0, -width % 16, 0, -height % 16))
+        image = F.pad(image, self._padding(image))
         features = self.backbone(image[None])
         sem_seg, _ = self.sem_seg_head(features)
         center, offset, _, _ = self.ins_embed_head(features)
@@ -147,9 +168,9 @@ class PeerTrainer(Trainer):
             small_instance_weight=cfg.INPUT.SMALL_INSTANCE_WEIGHT,
             ignore_crowd_in_semantic=cfg.INPUT.IGNORE_CROWD_IN_SEMANTIC,
         )
-        return PanopticDeeplabDatasetMapper(
+        return AMWCDatasetMapper(
+            cfg,
             augmentations=build_train_augmentations(cfg),
-            image_format=cfg.INPUT.FORMAT,
             panoptic_target_generator=generator,
         )
 
