@@ -563,13 +563,14 @@ def main(args):
         part = Part(args, "parts", begin, begin + 0.14 * args.seconds, len(os.sched_getaffinity(0)))
         status["parts"] = part.wait()
         say(f"parts: {status['parts']}")
-    if drawing:
-        drawing.end = begin + 0.25 * args.seconds
+    start = time.time()
+    names = [n for n in (*TRAININGS, "agree", "nccl") if chosen(args, n)]
+    running = [Part(args, n, start, end - 12) for n in names if not n.startswith("toy")]
+    if drawing:  # the others need not wait for it
+        drawing.end = begin + 0.3 * args.seconds
         status["toy"] = drawing.wait()
         say(f"toy set: {status['toy']}")
-    start = time.time()
-    running = [Part(args, n, start, end - 12) for n in TRAININGS if chosen(args, n)]
-    running += [Part(args, n, start, end - 12) for n in ("agree", "nccl") if chosen(args, n)]
+    running += [Part(args, n, start, end - 12) for n in names if n.startswith("toy")]
     for part in sorted(running, key=lambda p: p.name not in ("agree", "nccl")):
         status[part.name] = part.wait()
         say(f"{part.name}: {status[part.name]}")
