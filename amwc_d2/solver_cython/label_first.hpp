@@ -16,6 +16,7 @@
 
 #include "detail/grid.hpp"
 #include "detail/labelling.hpp"
+#include "detail/quotient.hpp"
 #include "detail/runs.hpp"
 #include "detail/simd.hpp"
 #include "detail/sums.hpp"
@@ -39,13 +40,15 @@ inline float edge_scale(const Grid& g) {
 class LabelFirst {
 public:
     // Fills z (clusters) and class_of: stuff class k is cluster k, thing clusters follow from K.
-    void run(const Grid& g, Labelling& l) {
+    // things_first: what Algorithm 2 makes stuff of begins as a thing as well.
+    void run(const Grid& g, Labelling& l, bool things_first = false) {
         pieces(g, l, kNoise);
         size_t kept = 0;
         for (const Run& run : runs_) kept += run.length;
         if (noise_.size() > 3 * kept) pieces(g, l, 0);  // what most things are is no noise
         aggregate(g, l);
         greedy_.run(quotient_, [] {});
+        if (things_first) label_as_things(l);
         l.class_of.resize(g.K);
         for (int k = 0; k < g.K; k++) l.class_of[k] = k;
         id_.assign(quotient_.N, -1);
@@ -65,33 +68,28 @@ public:
     }
 
 private:
-    static constexpr int kTile = Grid::kTile, kBlock = 8, kNoise = 3;
+    // Gives every cluster of pieces its cheapest class of things.
+    void label_as_things(const Labelling& l) {
+        const size_t K = size_t(quotient_.K);
+        std::vector<double> sums(quotient_.N * K, 0.0);
+        for (uint32_t c = 0; c < quotient_.N; c++)
+            for (size_t u = 0; u < K; u++)
+                sums[greedy_.root(c) * K + u] += quotient_.node[c * K + u];
+        for (uint32_t c = 0; c < quotient_.N; c++) {
+            int32_t& k = greedy_.label[c];
+            const double* const sum = &sums[c * K];
+            for (int32_t u = 0; u < int32_t(K); u++)
+                if (l.thing[used_[u]] && (!l.thing[used_[k]] || sum[u] < sum[k])) k = u;
+        }
+    }
 
-    // Pieces in contraction: a graph with node costs for the classes in use.
-    struct Quotient {
-        size_t N = 0;
-        int K = 0;
-        std::vector<float> node, weight;
-        std::vector<uint32_t> from, to;
-        size_t pixels() const { return N; }
-        template <class F>
-        void for_each_row_of_nodes(float* out, size_t stride, F f) const {
-            for (size_t c = 0; c < N; c++) {
-                std::copy_n(&node[c * K], K, out + c * stride);
-                f(c);
-            }
-        }
-        template <class F>
-        void for_each_edge(F f) const {
-            for (size_t e = 0; e < from.size(); e++) f(from[e], to[e], weight[e], uint32_t(e));
-        }
-    };
+    static constexpr int kTile = Grid::kTile, kBlock = 8, kNoise = 3;
 
     std::vector<Run> runs_;
     std::vector<uint32_t> begin_, noise_;  // runs by piece, pieces in the order of tiles
     std::vector<int32_t> used_, id_;
     std::vector<uint32_t> histogram_;
-    Quotient quotient_;
+    Quotient quotient_;  // the pieces, with node costs for the classes in use
     Greedy greedy_;
     Sums sums_;
     // Weights of the edges to the next pixel right and down, by first end; null if there are none.

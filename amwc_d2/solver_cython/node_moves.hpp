@@ -32,13 +32,16 @@ public:
     // home[k]: cluster that a node may always join because it likes class k best, or -1. thorough:
     // the slack also bounds moves to clusters that are no neighbours yet, so that when nothing moves
     // any more a first sweep would not either.
-    void start(const Grid& g, const Labelling& l, const int32_t* home, bool thorough) {
+    void start(const Grid& g, Labelling& l, const int32_t* home, bool thorough) {
         z_ = l.z;
+        labelling_ = &l;
         class_of_ = l.class_of.data();
         cheapest_ = l.cheapest;
         home_ = home;
         epsilon_ = l.epsilon;
         thorough_ = thorough;
+        kinds_ = size_t(g.K);
+        founds_ = !thorough && std::any_of(l.thing, l.thing + g.K, [](uint8_t t) { return t; });
         slack_.assign(g.pixels(), 0.0f);
         term_.resize(g.W);
         stale_.clear();
@@ -74,6 +77,29 @@ public:
         }
         return total;
     }
+
+    // Sweeps as if a pixel were worth level(c) times bias more in cluster c: thing clusters grow or
+    // shrink. Afterwards the slacks are those of the true costs again, and the pixels that moved are
+    // to be evaluated.
+    void push(const Grid& g, float bias, uint32_t seed, int sweeps) {
+        bound_stale(g);
+        true_slack_ = slack_;
+        bias_ = bias;
+        seed_ = seed;
+        most_bias_ = std::max(bias, -0.5f * bias);  // levels are in [-1/2, 1]
+        for (size_t p = 0; p < slack_.size(); p++) slack_[p] -= most_bias_ - bias * level(z_[p]);
+        std::fill(awake_.begin(), awake_.end(), 1);
+        pushed_ = true;
+        run(g, sweeps);
+        pushed_ = false;
+        bias_ = most_bias_ = 0;
+        slack_.swap(true_slack_);
+        std::fill(awake_.begin(), awake_.end(), 1);
+    }
+
+    // The slacks, to be put back together with the labelling they belong to.
+    const std::vector<float>& slacks() const { return slack_; }
+    void restore(const std::vector<float>& slacks) { slack_ = slacks; }
 
     // After the class of p's cluster changed: p is looked at again.
     void changed(uint32_t p) {
@@ -120,10 +146,21 @@ private:
     static constexpr uint32_t kBlock = 64;
 
     int32_t* z_ = nullptr;
+    Labelling* labelling_ = nullptr;
     const int32_t *class_of_ = nullptr, *cheapest_ = nullptr, *home_ = nullptr;
     float epsilon_ = 0;
-    bool thorough_ = false;
-    std::vector<float> slack_, term_;
+    bool thorough_ = false, founds_ = false;
+    size_t kinds_ = 0;  // K
+    bool pushed_ = false;
+    float bias_ = 0, most_bias_ = 0;
+    uint32_t seed_ = 0;
+    // Things in [1/2, 1], stuff in [-1/2, 0]; a hash tells apart those of a kind.
+    float level(int32_t c) const {
+        const float hash = 0.5f * float((uint32_t(c) * seed_) >> 16) / 65536.0f;
+        return size_t(c) < kinds_ ? -hash : 0.5f + hash;
+    }
+    float bias(int32_t c) const { return bias_ * level(c); }
+    std::vector<float> slack_, term_, true_slack_;
     std::vector<uint32_t> stale_;  // nodes whose slack is to be bounded anew
     std::vector<uint8_t> awake_;   // blocks of nodes that may hold a negative slack
     Arcs arcs_;
@@ -169,6 +206,7 @@ private:
             const uint32_t q = p + a.node;
             slack_[q] -= drop;
             awake_[q / kBlock] = 1;
+            if (pushed_) true_slack_[q] -= drop;
         };
         for (size_t d = 0; d < pull_.size(); d++) {
             const Float4 drop = spent(label_[d], from4, to4, pull_[d], ahead_);
@@ -176,6 +214,7 @@ private:
         }
         z_[p] = to;
         changes.add(p);
+        if (pushed_) true_slack_[p] = -1;  // to be evaluated
     }
 
     // What nodes of clusters z may lose of their slack when a neighbour moves. Those whose slack is
@@ -209,14 +248,14 @@ private:
     bool evaluate(const Grid& g, uint32_t p) {
         const int32_t from = z_[p], home = home_[cheapest_[p]];
         const Look here = look(g, p);
-        const float stay = here.own - g.cost(p, class_of_[from]);
-        const float lowest = g.cost(p, cheapest_[p]);
+        const float stay = here.own - g.cost(p, class_of_[from]) + bias(from);
+        const float lowest = g.cost(p, cheapest_[p]) - most_bias_;
         float best = -std::numeric_limits<float>::infinity(), second = best;
         int32_t to = from;
         // Costs of other classes lie far apart in memory: those that cannot matter are not read.
         const auto consider = [&](int32_t c, float pull) {
             if (pull - lowest < std::max(second, std::min(best, stay))) return;
-            const float value = pull - g.cost(p, class_of_[c]);
+            const float value = pull - g.cost(p, class_of_[c]) + bias(c);
             if (value > best || (value == best && c < to)) {
                 second = best;
                 best = value;
@@ -227,7 +266,7 @@ private:
         };
         // Nearest clusters first, until no other can attract p enough.
         float others = here.others;
-        bool at_home = home < 0 || home == from;
+        bool at_home = home < 0 || home == from, founded = false;
         for (size_t d = 0; d < rest_.size(); d++)
             while (const unsigned left = 15 & ~negative(rest_[d])) {
                 if (others - lowest < std::max(best, stay)) goto settled;
@@ -238,14 +277,44 @@ private:
                 at_home |= c == home;
             }
         if (!at_home) consider(home, 0.0f);
+        if (founds_ && -lowest > std::max(best, stay)) founded = found(g, p, best, second, to);
         others = 0;
     settled:
         second = std::max(second, others - lowest);
         const bool moves = best > stay + epsilon_;
+        if (founded && moves) begin_cluster(g, p);
         if (moves) shift(p, to, here);
         slack_[p] = moves ? best - std::max(second, stay) : std::max(stay - std::max(best, second), 0.0f);
         if (thorough_) slack_[p] = std::min(slack_[p], std::max(best, stay) + lowest);
         return moves;
+    }
+
+    // Considers a cluster of its own for p: nothing pulls it there.
+    bool found(const Grid& g, uint32_t p, float& best, float& second, int32_t& to) const {
+        const float value = -g.cost(p, cheapest_thing(g, p)) + bias(int32_t(labelling_->class_of.size()));
+        if (!(value > best)) {
+            second = std::max(second, value);
+            return false;
+        }
+        second = best;
+        best = value;
+        to = int32_t(labelling_->class_of.size());
+        return true;
+    }
+
+    void begin_cluster(const Grid& g, uint32_t p) {
+        labelling_->class_of.push_back(cheapest_thing(g, p));
+        class_of_ = labelling_->class_of.data();
+    }
+
+    int32_t cheapest_thing(const Grid& g, uint32_t p) const {
+        const uint8_t* const thing = labelling_->thing;
+        int32_t best = cheapest_[p];
+        if (thing[best]) return best;
+        bool any = false;
+        for (int32_t k = 0; k < g.K; k++)
+            if (thing[k] && (!any || g.cost(p, k) < g.cost(p, best))) best = k, any = true;
+        return best;
     }
 
     size_t sweep(const Grid& g) {

@@ -34,6 +34,17 @@ public:
         return moved;
     }
 
+    // The same for one piece, a set of pixels of one cluster given by its runs.
+    bool move(const Grid& g, Labelling& l, NodeMoves& moves, const Run* runs, size_t count) {
+        runs_.clear();
+        size_.assign(1, 0);
+        for (uint32_t r = 0; r < count; r++) {
+            runs_.push_back({runs[r], 0, r + 1 < count ? r + 1 : kEnd});
+            size_[0] += runs[r].length;
+        }
+        return evaluate(g, l, moves, 0);
+    }
+
 private:
     static constexpr uint32_t kLargest = 1024, kSampled = 64;
     static constexpr uint32_t kEnd = 0xffffffffu;

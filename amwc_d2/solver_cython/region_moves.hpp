@@ -58,7 +58,6 @@ private:
 
     bool evaluate(const Grid& g, Labelling& l, NodeMoves& moves, uint32_t first, uint32_t id) {
         const int32_t to = l.cheapest[first];
-        const uint32_t width = uint32_t(g.W), n = uint32_t(g.pixels());
         pixels_.assign(1, first);
         region_[first] = id;
         const auto add = [&](uint32_t q) {
@@ -66,13 +65,7 @@ private:
             region_[q] = id;
             pixels_.push_back(q);
         };
-        for (size_t i = 0; i < pixels_.size(); i++) {
-            const uint32_t p = pixels_[i], x = p % width;
-            if (x) add(p - 1);
-            if (x + 1 < width) add(p + 1);
-            if (p >= width) add(p - width);
-            if (p + width < n) add(p + width);
-        }
+        for (size_t i = 0; i < pixels_.size(); i++) g.for_each_side(pixels_[i], add);
         if (pixels_.size() == 1 || !may_pay(g, l, moves, id)) return false;
         if (!(change(g, l, to, id) < -l.epsilon)) return false;
         for (uint32_t p : pixels_) moves.apply(g, p, to);

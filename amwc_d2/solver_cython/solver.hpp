@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "assignment.hpp"
+#include "border_moves.hpp"
 #include "cheapest.hpp"
 #include "detail/graph.hpp"
 #include "detail/grid.hpp"
@@ -22,6 +23,7 @@
 #include "node_moves.hpp"
 #include "piece_moves.hpp"
 #include "region_moves.hpp"
+#include "split_moves.hpp"
 
 namespace amwc {
 
@@ -54,7 +56,7 @@ enum Method { kGreedy = 0, kFast = 1, kBest = 2 };
 // All methods return the objective; NaN, and no solution, if a node cost of a grid is not finite.
 class Solver {
 public:
-    static constexpr size_t kSmall = 1024;
+    static constexpr size_t kSmall = 2048;  // pixels up to which fast runs Algorithm 2 too
     static constexpr float kEpsilon = 1e-5f;
     static constexpr double kNotFinite = std::numeric_limits<double>::quiet_NaN();
     // Asked now and then in long solves; not zero ends them with an exception.
@@ -79,7 +81,10 @@ public:
     double fast(const Grid& g, const uint8_t* thing, int32_t* classes, int32_t* z) {
         if (!cheapest_.find(g)) return kNotFinite;
         Labelling l = start(g, thing, z);
-        label_first_.run(g, l);
+        const bool things_first = undecided(g, l);
+        if (things_first) trust_things(g, l);
+        label_first_.run(g, l, things_first);
+        l.cheapest = cheapest_.label.data();
         const double value = settle(g, l, classes);
         const size_t n = g.pixels();
         if (n > kSmall) return value;
@@ -191,6 +196,42 @@ private:
         return {z, {}, cheapest_.label.data(), thing, kind_.data(), scale, kEpsilon * scale};
     }
 
+    // Whether the classes of a sample of stuff pixels say little: some thing is as good for many.
+    bool undecided(const Grid& g, const Labelling& l) const {
+        constexpr size_t kSample = 64;
+        size_t stuff = 0, doubtful = 0;
+        for (size_t s = 0; s < kSample; s++) {
+            const uint32_t p = uint32_t((2 * s + 1) * g.pixels() / (2 * kSample));
+            if (l.thing[l.cheapest[p]]) continue;
+            stuff++;
+            doubtful += cheapest_thing(g, l, p) >= 0;
+        }
+        return 4 * doubtful > stuff;
+    }
+
+    // The cheapest class of things of a stuff pixel if it costs hardly more, else -1.
+    int32_t cheapest_thing(const Grid& g, const Labelling& l, uint32_t p) const {
+        const float hardly_more = 0.25f * l.scale;
+        float least = g.cost(p, l.cheapest[p]) + hardly_more;
+        int32_t best = -1;
+        for (int32_t k = 0; k < g.K; k++)
+            if (l.thing[k] && g.cost(p, k) <= least && (best < 0 || g.cost(p, k) < least))
+                best = k, least = g.cost(p, k);
+        return best;
+    }
+
+    // Stuff is one segment a class, so that edges can say nothing inside it. Where classes say little,
+    // pixels begin as things; joins will make stuff of what is stuff.
+    void trust_things(const Grid& g, Labelling& l) {
+        trusted_.assign(l.cheapest, l.cheapest + g.pixels());
+        for (uint32_t p = 0; p < g.pixels(); p++) {
+            if (l.thing[trusted_[p]]) continue;
+            const int32_t k = cheapest_thing(g, l, p);
+            if (k >= 0) trusted_[p] = k;
+        }
+        l.cheapest = trusted_.data();
+    }
+
     // Local moves from a solution, in its place.
     double improve(const Grid& g, const uint8_t* thing, int32_t* classes, int32_t* segments) {
         Labelling l = start(g, thing, segments);
@@ -217,9 +258,11 @@ private:
         moves_.first_sweep(g);
         moves_.run(g, 32);
         joins_.run(g, l, moves_);
+        splits_.run(g, l, moves_, pieces_);
         moves_.changes.forget();  // nothing has looked at pieces yet
         pieces_.run(g, l, moves_);
         moves_.run(g, 32);
+        borders_.run(g, l, moves_);
         canonical(g, l.z, l.class_of.size(), scratch_, [&](uint32_t p, uint32_t length) {
             std::fill_n(classes + p, length, l.class_of[l.z[p]]);
         });
@@ -297,10 +340,12 @@ private:
     NodeMoves moves_;
     PieceMoves pieces_;
     RegionMoves regions_;
+    BorderMoves borders_;
+    SplitMoves splits_;
     Joins joins_;
     Assignment assignment_;
     LocalSearch search_;
-    std::vector<int32_t> home_, guess_;
+    std::vector<int32_t> home_, guess_, trusted_;
 };
 
 }  // namespace amwc

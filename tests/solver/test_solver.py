@@ -11,6 +11,7 @@ from solver_instances import make_instance
 
 from amwc_d2.solver_cython import (
     amwc_objective,
+    lower_bound,
     solve_amwc,
     solve_amwc_batch,
     solve_amwc_graph,
@@ -97,8 +98,57 @@ def test_fast_beats_greedy_on_image_like_costs():
     assert wins >= 8
 
 
-@pytest.mark.parametrize("method", ["greedy", "fast", "best"])
+def blocks(rows, columns, side, distances):
+    """Edge costs 1 inside the squares of a chess board, -1 between them; and the squares."""
+    y, x = np.mgrid[: rows * side, : columns * side] // side
+    square = y * columns + x
+    edge = np.zeros((len(distances), 2, *square.shape), np.float32)
+    for n, d in enumerate(distances):
+        edge[n, 0, :, :-d] = np.where(square[:, d:] == square[:, :-d], 1, -1)
+        edge[n, 1, :-d] = np.where(square[d:] == square[:-d], 1, -1)
+    return edge, square
+
+
+@pytest.mark.parametrize("evidence", [0.0, 0.1])
+@pytest.mark.parametrize("rows, columns, side", [(2, 3, 10), (8, 9, 12)])
+def test_edges_decide_where_classes_say_nothing(evidence, rows, columns, side):
+    edge, square = blocks(rows, columns, side, [1, 4])
+    rng = np.random.default_rng(0)
+    node = rng.normal(0, evidence, (2, *square.shape)).astype(np.float32)
+    solution = solve_amwc(node, edge, [1, 4], [False, True])  # stuff is listed first
+    every = amwc_objective(node, edge, [1, 4], np.ones_like(square), square)
+    assert solution.objective <= every
+    bound = lower_bound(node, edge, [1, 4], [False, True])
+    assert solution.objective - bound <= 0.02 * abs(bound)
+
+
+def test_a_thing_is_founded_inside_stuff():
+    node = np.zeros((2, 48, 64), np.float32)
+    node[1] = 4.0  # a thing costs more everywhere
+    edge = np.ones((2, 2, 48, 64), np.float32)
+    edge[:, 0, 20, [29, 30]] = edge[:, 1, [19, 20], 30] = -2  # unit edges around one pixel
+    edge[1, 0, 20, [26, 30]] = edge[1, 1, [16, 20], 30] = -2  # and those of length 4
+    solution = solve_amwc(node, edge, [1, 4], [False, True])
+    assert solution.classes[20, 30] == 1 and solution.classes.sum() == 1
+
+
+def test_a_cluster_is_split_along_its_repulsive_edges():
+    """Two things of 3 pixels' width fall into one tile; their unit edges say nothing."""
+    size = 64
+    thing = np.zeros((size, size), int)
+    thing[8:56, 30:33], thing[8:56, 33:36] = 1, 2
+    node = np.where(np.arange(2)[:, None, None] == (thing > 0), -5.0, 5.0).astype(np.float32)
+    edge = np.zeros((2, 2, size, size), np.float32)
+    for n, d in enumerate([1, 2]):
+        edge[n, 0, :, :-d] = np.where(thing[:, d:] == thing[:, :-d], 1, -1 if d > 1 else 0.1)
+        edge[n, 1, :-d] = np.where(thing[d:] == thing[:-d], 1, -1 if d > 1 else 0.1)
+    solution = solve_amwc(node, edge, [1, 2], [False, True])
+    truth = amwc_objective(node, edge, [1, 2], (thing > 0).astype(int), thing)
+    assert solution.objective <= truth + 1e-6 * abs(truth)
+
+
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
+@pytest.mark.parametrize("method", ["greedy", "fast", "best"])
 def test_scale_of_the_costs_changes_nothing(method, scale):
     node, edge = (np.round(a * 64) for a in scene(3, 12, 14))
     power = np.float32(2.0 ** np.round(np.log2(scale)))

@@ -115,6 +115,16 @@ struct Grid {
         if (p + width < n) f(p + width);
     }
 
+    // Calls f(q) for the up to four pixels that share a side with p.
+    template <class F>
+    void for_each_side(uint32_t p, F f) const {
+        const uint32_t width = uint32_t(W), x = p % width;
+        if (x) f(p - 1);
+        if (x + 1 < width) f(p + 1);
+        if (p >= width) f(p - width);
+        if (p + width < pixels()) f(p + width);
+    }
+
     // As for_each_neighbour, with a pointer into the edge costs.
     template <class F>
     void for_each_arc(uint32_t p, F f, Back back = Back::kAll) const {

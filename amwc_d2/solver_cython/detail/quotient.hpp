@@ -1,0 +1,31 @@
+// A graph of pieces: node costs of some classes, and edges.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace amwc {
+
+struct Quotient {
+    size_t N = 0;
+    int K = 0;
+    std::vector<float> node, weight;  // node: (N, K)
+    std::vector<uint32_t> from, to;
+
+    size_t pixels() const { return N; }
+    template <class F>
+    void for_each_row_of_nodes(float* out, size_t stride, F f) const {
+        for (size_t c = 0; c < N; c++) {
+            std::copy_n(&node[c * K], K, out + c * stride);
+            f(c);
+        }
+    }
+    template <class F>
+    void for_each_edge(F f) const {
+        for (size_t e = 0; e < from.size(); e++) f(from[e], to[e], weight[e], uint32_t(e));
+    }
+};
+
+}  // namespace amwc
