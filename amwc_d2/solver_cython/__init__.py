@@ -28,7 +28,7 @@ except ModuleNotFoundError as error:
         "repository; it needs a C++ compiler (gcc or clang)."
     ) from error
 
-from ._threads import run, run_batch, thread_count
+from ._threads import release_memory, run, run_batch, thread_count
 from ._validation import (
     check_finite,
     check_graph,
@@ -47,6 +47,7 @@ __all__ = [
     "lower_bound_graph",
     "refine_labels",
     "refine_labels_batch",
+    "release_memory",
     "solve_amwc",
     "solve_amwc_batch",
     "solve_amwc_graph",
@@ -88,7 +89,8 @@ def solve_amwc(node_costs, edge_costs, distances, partitionable, method="fast"):
             the same pixels. Those beyond the grid have no edges.
         partitionable: bool (K,), True for classes with any number of segments (things).
         method: "greedy" (Algorithm 2 of the paper, exactly), "fast" (label first, then local
-            moves) or "best" (both, with full local search; slow).
+            moves), "good" (fast on noisy costs and Algorithm 2, fused; never worse than either,
+            some twenty times as long as fast) or "best" (from there, full local search; slow).
 
     Returns:
         A :class:`Solution`.

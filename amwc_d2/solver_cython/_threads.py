@@ -8,6 +8,11 @@ from ._amwc import Arena
 _arenas = []  # free working memories; list.append and list.pop are atomic
 
 
+def release_memory():
+    """Give back the working memories that are kept from solve to solve, but for those in use."""
+    _arenas.clear()
+
+
 def run(job):
     try:
         arena = _arenas.pop()

@@ -6,7 +6,7 @@ import numpy as np
 
 from ._amwc import all_finite
 
-METHODS = {"greedy": 0, "fast": 1, "best": 2}
+METHODS = {"greedy": 0, "fast": 1, "good": 3, "best": 2}
 _MAX_SIZE = 2**20  # pixels along an axis of an image
 _DOT = "the solver runs on the CPU: pass a NumPy array, of a tensor .detach().cpu().numpy()"
 
@@ -15,6 +15,11 @@ def as_floats(name, array, shape, ndim, empty=False, finite=True):
     if not isinstance(array, np.ndarray):
         raise TypeError(
             f"{name}: expected a float32 array {shape}, got {type(array).__name__}; {_DOT}"
+        )
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name}: masked arrays are not supported, the mask would be ignored; fill it first "
+            "with .filled(value)"
         )
     if array.dtype not in (np.float32, np.float64, np.float16):
         raise TypeError(
@@ -29,7 +34,10 @@ def as_floats(name, array, shape, ndim, empty=False, finite=True):
 
 
 def not_finite(name, array):
-    where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+    bad = np.argwhere(~np.isfinite(array))
+    if not len(bad):
+        return ValueError(f"{name}: costs were changed by another thread while they were solved")
+    where = tuple(int(i) for i in bad[0])
     return ValueError(
         f"{name}: all costs must be finite in float32, got {array[where]} at "
         f"index {where}; check the head that made them"
@@ -44,11 +52,19 @@ def check_finite(value, node_costs):
 
 
 def as_ints(name, array, dtype=np.int64):
-    """Check for integers; dtype=None: as they are."""
+    """Check for integers, dtype=None: as they are; a copy, that no other thread writes to."""
     array = np.asarray(array)
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"{name}: expected integers, got {array.dtype}")
-    return np.ascontiguousarray(array, dtype)
+    return np.array(array, dtype, order="C")
+
+
+def check_count(name, count):
+    """Nodes and edges are numbered in 32 bits."""
+    if count >= 2**31:
+        raise ValueError(
+            f"{name}: {count} entries are too many, the solver takes less than 2^31; solve tiles"
+        )
 
 
 class Grid(NamedTuple):
@@ -88,6 +104,8 @@ def check_grid(node_costs, edge_costs, distances, finite=True):
             f"edge_costs: expected shape {layers + shape} for {len(distances)} distances "
             f"and node_costs of shape {node_costs.shape}, got {edge_costs.shape}"
         )
+    check_count("edge_costs", edge_costs.size)
+    check_count("node_costs[0]", node_costs[0].size)
     grid = Grid(
         node_costs.reshape(len(node_costs), -1),
         edge_costs.reshape(-1),
@@ -140,6 +158,7 @@ def check_graph(node_costs, edges, edge_costs):
     if (edges[:, 0] == edges[:, 1]).any():
         row = int(np.argmax(edges[:, 0] == edges[:, 1]))
         raise ValueError(f"edges: row {row} joins node {edges[row, 0]} to itself; remove it")
+    check_count("edge_costs", len(edge_costs))
     return node_costs, *merge_parallel(edges, edge_costs, nodes)
 
 

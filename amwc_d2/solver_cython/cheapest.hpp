@@ -59,7 +59,8 @@ public:
             return false;
         }
         if (k != before) return false;  // the lowest already
-        for (k = 0; g.cost(p, k) != lowest;) k++;
+        // The last class ends the search whatever the costs are now: another thread may write to them.
+        for (k = 0; k + 1 < g.K && g.cost(p, k) != lowest;) k++;
         return k != before;
     }
 
@@ -127,7 +128,7 @@ private:
         for (; cheaper; cheaper &= cheaper - 1) {
             const size_t p = i + size_t(__builtin_ctz(cheaper));
             int32_t& k = label[start + p];
-            for (k = group_[p]; g.cost(uint32_t(start + p), k) != lowest_[p];) k++;
+            for (k = group_[p]; k + 1 < g.K && g.cost(uint32_t(start + p), k) != lowest_[p];) k++;
         }
     }
 };

@@ -165,13 +165,16 @@ public:
         for (int length : {3, 6, kLongest})
             g_.for_each_edge([&](uint32_t p, uint32_t q, float, uint32_t e) {
                 DualEdge& edge = edges[e];
-                while (edge.cost < 0 && edge.free() > 0 && find(edges, p, q, length))
-                    if (pack_cycle(edge, path_.data(), int(path_.size()))) break;
+                for (int i = 0; i < kTries && edge.cost < 0 && edge.free() > 0; i++)
+                    if (!find(edges, p, q, length) ||
+                        pack_cycle(edge, path_.data(), int(path_.size())))
+                        break;
             });
     }
 
 private:
     static constexpr int kLongest = 12;     // attractive edges in a cycle
+    static constexpr int kTries = 1000;      // cycles of an edge, where rounding stops all progress
     static constexpr size_t kVisits = 1000;  // nodes looked at for one cycle
 
     struct Arc {

@@ -39,7 +39,7 @@ public:
         setup(costs);
         uint32_t c;
         for (uint32_t step = 1; queue_.top(c); step++) {
-            if (!(step & 0xffff)) interrupted();
+            if (!(step & 0xfff)) interrupted();
             const uint32_t h = key_other_[c];
             if (confirmed(c, h)) {
                 merge(c, h);

@@ -41,13 +41,15 @@ class LabelFirst {
 public:
     // Fills z (clusters) and class_of: stuff class k is cluster k, thing clusters follow from K.
     // things_first: what Algorithm 2 makes stuff of begins as a thing as well.
-    void run(const Grid& g, Labelling& l, bool things_first = false) {
+    // interrupted() is called now and then and may throw.
+    template <class Stop>
+    void run(const Grid& g, Labelling& l, bool things_first, Stop interrupted) {
         pieces(g, l, kNoise);
         size_t kept = 0;
         for (const Run& run : runs_) kept += run.length;
         if (noise_.size() > 3 * kept) pieces(g, l, 0);  // what most things are is no noise
         aggregate(g, l);
-        greedy_.run(quotient_, [] {});
+        greedy_.run(quotient_, interrupted);
         if (things_first) label_as_things(l);
         l.class_of.resize(g.K);
         for (int k = 0; k < g.K; k++) l.class_of[k] = k;

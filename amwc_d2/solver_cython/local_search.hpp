@@ -29,9 +29,11 @@ public:
         setup(graph, thing, classes, segments);
         settle_all();
         work_ = 0;
-        for (size_t i = 0; i < kicks && work_ < kWork; i++) {
+        // Ends when it has converged: no kick of a while has helped.
+        const size_t patience = 3000 + N_ / 2;
+        for (size_t i = 0, last = 0; i < kicks && work_ < kWork && i - last < patience; i++) {
             if ((i & 255) == 255) interrupted();
-            kick();
+            if (kick()) last = i;
         }
         settle_all();
         for (uint32_t p = 0; p < N_; p++) {
@@ -44,6 +46,7 @@ public:
 
 private:
     static constexpr size_t kWork = 300000000;  // class costs looked at: about a second
+    static constexpr size_t kMostMoves = 1000;     // moves of a node, and rounds of all nodes
     static constexpr double kInfinity = std::numeric_limits<double>::infinity();
     struct Arc {
         uint32_t node;
@@ -210,10 +213,12 @@ private:
 
     // Node moves until the queue is empty.
     void settle() {
+        // Sums that overflow could make it go on for ever.
+        size_t moves_left = kMostMoves * size_t(N_) + kMostMoves;
         for (size_t head = 0; head < queue_.size(); head++) {
             const uint32_t p = queue_[head];
             queued_[p] = 0;
-            if (best_move(p))
+            if (moves_left && best_move(p) && moves_left--)
                 for (size_t i = arcs_.begin(p); i < arcs_.end(p); i++) push(arcs_[i].node);
         }
         queue_.clear();
@@ -241,10 +246,11 @@ private:
 
     // Alternates node moves and cluster moves until neither helps.
     void settle_all() {
+        size_t rounds_left = kMostMoves;
         do {
             for (uint32_t p = 0; p < N_; p++) push(p);
             settle();
-        } while (cluster_moves());
+        } while (rounds_left-- && cluster_moves());
         journal_.clear();
         change_ = 0;
     }
@@ -294,8 +300,9 @@ private:
         return any;
     }
 
-    // Throws a random connected region into another cluster; keeps the outcome if it is better.
-    void kick() {
+    // Throws a random connected region into another cluster; keeps the outcome, and returns true, if it
+    // is better.
+    bool kick() {
         const uint32_t seed = random(N_);
         const uint32_t largest = 1u << random(1 + std::min(8u, log2(N_)));
         const uint32_t mode = random(3);  // grow anywhere, inside the cluster, along attraction
@@ -336,11 +343,13 @@ private:
         }
         for (uint32_t p : region_) push(p);
         settle();
-        if (!(change_ < -epsilon_)) {
+        const bool better = change_ < -epsilon_;
+        if (!better) {
             for (size_t i = journal_.size(); i-- > 0;) shift(journal_[i].node, journal_[i].from);
         }
         journal_.clear();
         change_ = 0;
+        return better;
     }
 
     static uint32_t log2(uint32_t n) {

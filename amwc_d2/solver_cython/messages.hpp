@@ -29,7 +29,6 @@
 
 namespace amwc {
 
-inline size_t edge_slots(const Grid& grid) { return grid.layers.size() * grid.pixels(); }
 inline size_t edge_slots(const Graph& graph) { return graph.E; }
 
 template <class Costs>
@@ -109,10 +108,26 @@ public:
         });
         // n additions in double precision lose at most n 2^-53 of the terms' magnitude, and the
         // terms are themselves sums of few.
-        return sum - magnitude * 0x1p-52 * (32.0 + std::sqrt(double(n + edges.size())));
+        const double bound = sum - magnitude * 0x1p-52 * (32.0 + std::sqrt(double(n + edges.size())));
+        return std::isfinite(bound) ? bound : trivial();
     }
 
 private:
+    // The bound without messages and cycles, where those overflow.
+    double trivial() const {
+        double sum = 0, magnitude = 0;
+        for (size_t p = 0; p < best_.size(); p++) {
+            double least = INFINITY;
+            for (int k = 0; k < costs_.K; k++)
+                least = std::min(least, double(costs_.cost(uint32_t(p), k)));
+            sum += least, magnitude += std::fabs(least);
+        }
+        costs_.for_each_edge([&](uint32_t, uint32_t, float w, uint32_t) {
+            sum += std::min(double(w), 0.0), magnitude += std::fabs(double(w));
+        });
+        return sum - magnitude * 0x1p-26;
+    }
+
     static constexpr int kLanes = 4;
     static constexpr float kAbsent = INFINITY;  // cost of the classes that pad a row
     static constexpr int kBlock = 4096;          // messages allocated at once

@@ -14,6 +14,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <vector>
 
@@ -28,6 +29,7 @@ namespace amwc {
 class NodeMoves {
 public:
     Changes changes;
+    std::function<void()> check = [] {};  // called now and then; may throw
 
     // home[k]: cluster that a node may always join because it likes class k best, or -1. thorough:
     // the slack also bounds moves to clusters that are no neighbours yet, so that when nothing moves
@@ -59,6 +61,7 @@ public:
         size_t moves = 0;
         ahead_ = Int4{0, -1, 0, -1};  // those that come later
         for (int y = 0; y < g.H; y++) {
+            if (y % 64 == 63) check();
             bound(g, y);
             moves += sweep(g, uint32_t(y) * g.W, uint32_t(y + 1) * g.W);
         }
@@ -320,6 +323,7 @@ private:
     size_t sweep(const Grid& g) {
         size_t moves = 0;
         for (uint32_t b = 0; b < awake_.size(); b++) {
+            if (b % 2048 == 2047) check();
             if (!awake_[b]) continue;
             awake_[b] = 0;
             moves += sweep(g, b * kBlock, std::min((b + 1) * kBlock, uint32_t(g.pixels())));

@@ -14,8 +14,10 @@
 #include "detail/graph.hpp"
 #include "detail/grid.hpp"
 #include "detail/labelling.hpp"
+#include "detail/noise.hpp"
 #include "detail/objective.hpp"
 #include "detail/runs.hpp"
+#include "fusion.hpp"
 #include "greedy.hpp"
 #include "joins.hpp"
 #include "label_first.hpp"
@@ -51,7 +53,7 @@ void canonical(const Grid& g, int32_t* segments, size_t ids, std::vector<int32_t
     });
 }
 
-enum Method { kGreedy = 0, kFast = 1, kBest = 2 };
+enum Method { kGreedy = 0, kFast = 1, kBest = 2, kGood = 3 };
 
 // All methods return the objective; NaN, and no solution, if a node cost of a grid is not finite.
 class Solver {
@@ -62,14 +64,20 @@ public:
     // Asked now and then in long solves; not zero ends them with an exception.
     int (*interrupted)() = nullptr;
 
+    Solver() {
+        moves_.check = [this] { check(); };
+    }
+    Solver(const Solver&) = delete;
+
     double amwc(const Grid& grid, const uint8_t* partitionable, int method, int32_t* classes,
                 int32_t* segments) {
         if (method == kGreedy)
             return all_finite(grid.node, size_t(grid.K) * grid.pixels())
                        ? greedy(grid, partitionable, classes, segments)
                        : kNotFinite;
-        const double value = fast(grid, partitionable, classes, segments);
-        if (std::isnan(value) || method == kFast) return value;
+        if (method == kFast) return fast(grid, partitionable, classes, segments);
+        const double value = good(grid, partitionable, classes, segments);
+        if (std::isnan(value) || method == kGood) return value;
         const size_t n = grid.pixels();
         other_.resize(2 * n);
         int32_t *other_classes = other_.data(), *other_segments = other_classes + n;
@@ -79,15 +87,9 @@ public:
     }
 
     double fast(const Grid& g, const uint8_t* thing, int32_t* classes, int32_t* z) {
-        if (!cheapest_.find(g)) return kNotFinite;
-        Labelling l = start(g, thing, z);
-        const bool things_first = undecided(g, l);
-        if (things_first) trust_things(g, l);
-        label_first_.run(g, l, things_first);
-        l.cheapest = cheapest_.label.data();
-        const double value = settle(g, l, classes);
+        const double value = label_first(g, thing, classes, z);
         const size_t n = g.pixels();
-        if (n > kSmall) return value;
+        if (n > kSmall || std::isnan(value)) return value;
         // Label first lives on the regularity of images; on a handful of pixels Algorithm 2 may win.
         other_.resize(2 * n);
         int32_t *other_classes = other_.data(), *other_segments = other_classes + n;
@@ -97,6 +99,38 @@ public:
         std::copy_n(other_classes, n, classes);
         std::copy_n(other_segments, n, z);
         return other;
+    }
+
+    // Perturb and fuse: Algorithm 2, and fast on slightly noisy costs, each offer what they found
+    // (fusion.hpp) to the best solution so far.
+    double good(const Grid& g, const uint8_t* thing, int32_t* classes, int32_t* z) {
+        double value = fast(g, thing, classes, z);
+        if (std::isnan(value)) return value;
+        const size_t n = g.pixels();
+        sample_labels_.resize(2 * n);
+        int32_t *sample_classes = sample_labels_.data(), *sample_z = sample_classes + n;
+        check();
+        const double greedy_value = greedy(g, thing, sample_classes, sample_z);
+        if (greedy_value < value) {
+            std::swap_ranges(classes, classes + n, sample_classes);
+            std::swap_ranges(z, z + n, sample_z);
+            value = greedy_value;
+        }
+        fuse(g, thing, classes, z, value, sample_z);
+        for (int s = 0; s < kSamples; s++) {
+            check();
+            const Grid noisy = noisy_.make(g, kNoise * edge_scale(g) * float(1 + s % 2), s);
+            label_first(noisy, thing, sample_classes, sample_z);
+            fuse(g, thing, classes, z, value, sample_z);
+        }
+        std::copy_n(classes, n, sample_classes);
+        std::copy_n(z, n, sample_z);
+        if (!cheapest_.find(g)) return kNotFinite;  // those of the noisy costs were found last
+        const double settled = improve(g, thing, sample_classes, sample_z);
+        if (!(settled < value)) return value;
+        std::copy_n(sample_classes, n, classes);
+        std::copy_n(sample_z, n, z);
+        return settled;
     }
 
     double amwc_graph(const Graph& graph, const uint8_t* partitionable, int method,
@@ -134,21 +168,23 @@ public:
 
     // Multiway cut on a grid, one segment a label: z holds the labels, segments numbers them.
     double multiway(const Grid& g, const int32_t* init, int32_t* z, int32_t* segments) {
-        if (init) guess_.assign(init, init + g.pixels());
-        else guess_.assign(g.pixels(), 0);
+        guess_.assign(g.pixels(), 0);
+        // Copied once, and in range whatever another thread writes there.
+        for (size_t p = 0; init && p < g.pixels(); p++)
+            guess_[p] = std::min(std::max(init[p], 0), g.K - 1);
         if (!cheapest_.find(g, guess_.data())) return kNotFinite;
         not_thing_.assign(g.K, 0);
         const float scale = edge_scale(g);
         Labelling l{z, {}, cheapest_.label.data(), nullptr, nullptr, scale, kEpsilon * scale};
         if (init) {
-            std::copy(init, init + g.pixels(), z);
+            std::copy(guess_.begin(), guess_.end(), z);
         } else {
             // Labels of one class are told apart by clusters: those of labels with a twin are
             // found as if they were things, and each is then given one of the twins.
             kinds(g);
             l.thing = twin_.data();
             l.kind = kind_.data();
-            label_first_.run(g, l);
+            label_first_.run(g, l, false, [this] { check(); });
             assignment_.run(g, l);
         }
         l.thing = not_thing_.data();
@@ -194,6 +230,17 @@ private:
         for (int k = 0; k < g.K; k++) kind_[k] = k;
         const float scale = edge_scale(g);
         return {z, {}, cheapest_.label.data(), thing, kind_.data(), scale, kEpsilon * scale};
+    }
+
+    // Steps 1 to 4 of fast.
+    double label_first(const Grid& g, const uint8_t* thing, int32_t* classes, int32_t* z) {
+        if (!cheapest_.find(g)) return kNotFinite;
+        Labelling l = start(g, thing, z);
+        const bool things_first = undecided(g, l);
+        if (things_first) trust_things(g, l);
+        label_first_.run(g, l, things_first, [this] { check(); });
+        l.cheapest = cheapest_.label.data();
+        return settle(g, l, classes);
     }
 
     // Whether the classes of a sample of stuff pixels say little: some thing is as good for many.
@@ -257,11 +304,14 @@ private:
         moves_.start(g, l, home_.data(), false);
         moves_.first_sweep(g);
         moves_.run(g, 32);
+        check();
         joins_.run(g, l, moves_);
+        check();
         splits_.run(g, l, moves_, pieces_);
         moves_.changes.forget();  // nothing has looked at pieces yet
         pieces_.run(g, l, moves_);
         moves_.run(g, 32);
+        check();
         borders_.run(g, l, moves_);
         canonical(g, l.z, l.class_of.size(), scratch_, [&](uint32_t p, uint32_t length) {
             std::fill_n(classes + p, length, l.class_of[l.z[p]]);
@@ -290,8 +340,29 @@ private:
         return second;
     }
 
-    std::vector<int32_t> other_;
+    static constexpr int kSamples = 8;       // noisy solves of good
+    static constexpr float kNoise = 0.5f;    // their noise over the mean |edge cost|, and twice as much
+    std::vector<int32_t> other_, sample_labels_;
     GraphCopy copy_;
+    NoisyCopy noisy_;
+    Fusion fusion_;
+
+    // Offers a partition to a solution, and keeps what became of it if that is better.
+    void fuse(const Grid& g, const uint8_t* thing, int32_t* classes, int32_t* z, double& value,
+              const int32_t* offered) {
+        const size_t n = g.pixels();
+        other_.resize(2 * n);
+        int32_t *new_classes = other_.data(), *new_z = new_classes + n;
+        std::copy_n(classes, n, new_classes);
+        std::copy_n(z, n, new_z);
+        if (!fusion_.run(g, thing, new_classes, new_z, offered, [this] { check(); })) return;
+        canonical(new_z, n, fusion_.cluster_ids(), scratch_);
+        const double found = objective(g, new_classes, new_z);
+        if (!(found < value)) return;
+        value = found;
+        std::copy_n(new_classes, n, classes);
+        std::copy_n(new_z, n, z);
+    }
 
     // Labels of one kind have all but equal costs at most of a sample of pixels.
     void kinds(const Grid& g) {

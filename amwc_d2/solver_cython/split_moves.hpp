@@ -70,53 +70,43 @@ private:
         });
     }
 
-    // Calls f(p, q, weights, count) for the edges (p + i, q + i) right and down from cluster c.
-    template <class F>
-    void for_each_row(const Grid& g, uint32_t c, F f) const {
-        for (size_t r = runs_.begin(c); r < runs_.end(c); r++) {
-            const uint32_t p = runs_[r].start, length = runs_[r].length;
-            const int y = int(p / uint32_t(g.W)), x = int(p % uint32_t(g.W));
-            for (int d = 0; d < g.D; d++) {
-                const int step = g.dist[d];
-                if (step < g.W - x)
-                    f(p, p + step, g.layer(d, 0) + p, std::min(int(length), g.W - step - x));
-                if (step < g.H - y)
-                    f(p, uint32_t(p + size_t(step) * g.W), g.layer(d, 1) + p, int(length));
-            }
-        }
-    }
-
     bool doubtful(const Grid& g, const Labelling& l, uint32_t c) const {
         if (size_[c] < kSmallest || size_[c] > kLargest) return false;
         Float4 attraction = splat(0.0f), repulsion = attraction;
-        for_each_row(g, c, [&](uint32_t p, uint32_t q, const float* w, int count) {
-            const Int4 own = splat(l.z[p]);
+        for (size_t r = runs_.begin(c); r < runs_.end(c); r++) {
+            const Int4 own = splat(l.z[runs_[r].start]);
             const auto add = [&](Int4 there, Float4 weight) {
                 const Float4 inside = keep(there == own, weight);
                 attraction += higher(inside, splat(0.0f));
                 repulsion -= lower(inside, splat(0.0f));
             };
-            int i = 0;
-            for (; i + 4 <= count; i += 4) add(load(l.z + q + i), load(w + i));
-            for (; i < count; i++) add(Int4{l.z[q + i], -1, -1, -1}, splat(w[i]));
-        });
+            // All edges but those inside a run.
+            const auto row = [&](uint32_t q, const float* w, int count) {
+                int i = 0;
+                for (; i + 4 <= count; i += 4) add(load(l.z + q + i), load(w + i));
+                for (; i < count; i++) add(Int4{l.z[q + i], -1, -1, -1}, splat(w[i]));
+            };
+            g.for_each_run_of_neighbours(runs_[r].start, int(runs_[r].length), row);
+        }
         return total(repulsion) > kDoubt * total(attraction);
     }
 
     void add_cluster(const Grid& g, const Labelling& l, uint32_t c) {
+        const size_t first = pixels_.size();
         for (size_t r = runs_.begin(c); r < runs_.end(c); r++)
             for (uint32_t p = runs_[r].start; p < runs_[r].start + runs_[r].length; p++) {
                 index_[p] = uint32_t(pixels_.size());
                 pixels_.push_back(p);
             }
-        for_each_row(g, c, [&](uint32_t p, uint32_t q, const float* w, int count) {
-            for (int i = 0; i < count; i++) {
-                if (l.z[q + i] != l.z[p]) continue;
-                graph_.from.push_back(index_[p + i]);
-                graph_.to.push_back(index_[q + i]);
-                graph_.weight.push_back(w[i]);
-            }
-        });
+        for (size_t i = first; i < pixels_.size(); i++) {
+            const uint32_t p = pixels_[i];
+            g.for_each_neighbour(p, [&](uint32_t q, float w) {
+                if (q < p || l.z[q] != l.z[p]) return;
+                graph_.from.push_back(index_[p]);
+                graph_.to.push_back(index_[q]);
+                graph_.weight.push_back(w);
+            });
+        }
     }
 
     // Offers every part to be moved, but for the largest of a cluster.

@@ -12,6 +12,7 @@ from solver_instances import make_instance
 from amwc_d2.solver_cython import (
     amwc_objective,
     lower_bound,
+    release_memory,
     solve_amwc,
     solve_amwc_batch,
     solve_amwc_graph,
@@ -107,6 +108,42 @@ def blocks(rows, columns, side, distances):
         edge[n, 0, :, :-d] = np.where(square[:, d:] == square[:, :-d], 1, -1)
         edge[n, 1, :-d] = np.where(square[d:] == square[:-d], 1, -1)
     return edge, square
+
+
+def test_good_is_between_fast_and_best():
+    for seed in range(3):
+        made = make_instance("street", 40, 72, seed, "hard")
+        found = {
+            m: solve_amwc(*made.problem, method=m).objective
+            for m in ("greedy", "fast", "good", "best")
+        }
+        assert found["good"] < min(found["fast"], found["greedy"])
+        assert found["best"] <= found["good"]
+        again = solve_amwc_batch(
+            [made.node_costs] * 2,
+            [made.edge_costs] * 2,
+            *made.problem[2:],
+            method="good",
+            num_threads=2,
+        )
+        assert [s.objective for s in again] == [found["good"]] * 2
+
+
+def test_costs_that_overflow_and_masked_arrays():
+    node, edge = scene(0)
+    huge = [np.float32(3e38) * np.sign(c) for c in (node, edge)]
+    for method in ("greedy", "fast", "good", "best"):
+        assert np.isfinite(solve_amwc(*huge, DISTANCES, THINGS, method=method).objective)
+    assert np.isfinite(lower_bound(*huge, DISTANCES, THINGS))
+    with pytest.raises(TypeError, match="node_costs: masked arrays"):
+        solve_amwc(np.ma.masked_array(node, node > 0), edge, DISTANCES, THINGS)
+
+
+def test_memory_is_released():
+    node, edge = scene(0)
+    before = solve_amwc(node, edge, DISTANCES, THINGS)
+    release_memory()
+    assert solve_amwc(node, edge, DISTANCES, THINGS).objective == before.objective
 
 
 @pytest.mark.parametrize("evidence", [0.0, 0.1])
@@ -393,7 +430,7 @@ def test_graph_without_edges_and_with_empty_lists():
         ({"distances": [1, 2, 2]}, ValueError, "distances.*distinct"),
         ({"distances": [1.5, 2, 3]}, TypeError, "distances.*integers"),
         ({"partitionable": [True]}, ValueError, "partitionable.*\\(4,\\)"),
-        ({"method": "quick"}, ValueError, "method.*greedy, fast, best.*'quick'"),
+        ({"method": "quick"}, ValueError, "method.*greedy, fast, good, best.*'quick'"),
     ],
 )
 def test_bad_input_is_named(change, error, message):

@@ -115,14 +115,18 @@ struct Grid {
         if (p + width < n) f(p + width);
     }
 
-    // Calls f(q) for the up to four pixels that share a side with p.
+    // Calls f(q) for the pixels that share a side with p, of which a volume's first and last rows
+    // count those of the planes beside.
     template <class F>
     void for_each_side(uint32_t p, F f) const {
-        const uint32_t width = uint32_t(W), x = p % width;
+        const size_t n = pixels(), width = size_t(W), plane = width * size_t(Y), x = p % width;
         if (x) f(p - 1);
         if (x + 1 < width) f(p + 1);
-        if (p >= width) f(p - width);
-        if (p + width < pixels()) f(p + width);
+        if (p >= width) f(uint32_t(p - width));
+        if (p + width < n) f(uint32_t(p + width));
+        if (plane == n) return;
+        if (p >= plane) f(uint32_t(p - plane));
+        if (p + plane < n) f(uint32_t(p + plane));
     }
 
     // As for_each_neighbour, with a pointer into the edge costs.
@@ -245,5 +249,8 @@ private:
         return l;
     }
 };
+
+// Entries of the edge costs.
+inline size_t edge_slots(const Grid& grid) { return grid.layers.size() * grid.pixels(); }
 
 }  // namespace amwc
