@@ -2,7 +2,7 @@ PYTHON ?= python3
 ENV := .venv
 PY := $(ENV)/bin/python
 
-.PHONY: help env test test-all lint demo sanitize
+.PHONY: help env test test-all lint demo sanitize faults
 
 help:
 	@echo "make env       .venv with everything (torch, Detectron2, the solver)"
@@ -10,6 +10,7 @@ help:
 	@echo "make test      the fast tests (a few minutes)"
 	@echo "make test-all  every test"
 	@echo "make lint      ruff and cython-lint"
+	@echo "make faults    trainings that are killed, starved and lied to (docs/reliability.md)"
 	@echo "make sanitize  the solver's tests and fuzzing under ASan and UBSan"
 
 env:
@@ -41,3 +42,6 @@ sanitize: env
 	cp amwc_d2/solver_cython/*.py $(SAN)/amwc_d2/solver_cython/
 	AMWC_SANITIZE=1 $(PY) setup.py -q build_ext --build-lib $(SAN) --build-temp $(SAN)/temp
 	$(SAN_RUN) $(PY) tests/solver/fuzz_solver.py --cases 10000
+
+faults: env
+	OMP_NUM_THREADS=1 $(PY) tools/maintainer/faults.py --write docs/reliability.md

@@ -6,6 +6,8 @@ import torch
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 from detectron2.projects.panoptic_deeplab import add_panoptic_deeplab_config
+from detectron2.utils.file_io import PathManager
+from yaml import YAMLError
 
 logger = logging.getLogger(__name__)
 
@@ -21,12 +23,40 @@ def load_config(config_file, opts=()):
 
     Returns:
         CfgNode: not frozen.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no plain YAML with keys (tags that would run code are refused), or bases
+            itself on itself.
+        KeyError: a key that does not exist.
     """
     cfg = get_cfg()
     add_amwc_config(cfg)
-    cfg.merge_from_file(str(config_file))
+    _merge_from_file(cfg, str(config_file))
     cfg.merge_from_list(list(opts))
     return cfg
+
+
+def _merge_from_file(cfg, file):
+    if not PathManager.isfile(file):
+        raise FileNotFoundError(f"the config '{file}' does not exist.")
+    try:
+        cfg.merge_from_file(file, allow_unsafe=False)
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"the config '{file}' (or its _BASE_) is not plain YAML: {error}\nTags such as "
+            "!!python/... would run code and are refused; write plain values."
+        ) from error
+    except RecursionError as error:
+        raise ValueError(
+            f"the config '{file}' is its own _BASE_, over others perhaps. _BASE_ names another "
+            "config, to which the file adds its keys."
+        ) from error
+    except (TypeError, AttributeError) as error:
+        raise ValueError(
+            f"the config '{file}' (or its _BASE_) holds no keys; expected 'KEY: value' lines as in "
+            f"configs/*.yaml ({error})."
+        ) from error
 
 
 def use_available_device(cfg, num_gpus=1):
@@ -107,6 +137,11 @@ def add_amwc_config(cfg):
     # enters the features of smaller ones: only with 1 does a result not depend on its neighbours.
     cfg.TEST.IMS_PER_BATCH = 1
     cfg.TEST.LOWER_BOUND = False  # bound every optimum from below, which takes longer than solving
+
+    cfg.DATALOADER.TIMEOUT = 600  # seconds that data workers may take for a batch
+    # An image that cannot be read, an evaluation that fails, a checkpoint or a log that cannot be
+    # written: False logs and counts it and trains on, True ends the training.
+    cfg.STRICT = False
 
     amwc = cfg.MODEL.AMWC = CN()
     amwc.STAGE = "pretrain"  # "pretrain": cross-entropy; "end_to_end": PQ through the solver

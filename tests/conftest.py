@@ -139,3 +139,43 @@ def _write_cityscapes_image(root, split, index, seed):
     for name, pixels in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(root / name)
+
+
+@pytest.fixture
+def register_toy_copy(toy_root, tmp_path):
+    """A function that registers a copy of the first images of the toy set, gone after the test.
+
+    It takes their number and returns the dataset's name and folder (``train`` holds the images).
+    """
+    import shutil
+
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    from amwc_d2 import register_panoptic_dataset
+
+    names = []
+
+    def register(count):
+        name, folder = f"toy_copy_{len(names)}", tmp_path / f"toy_copy_{len(names)}"
+        truth = json.loads((toy_root / "panoptic_train.json").read_text())
+        truth["annotations"] = truth["annotations"][:count]
+        kept = {annotation["image_id"] for annotation in truth["annotations"]}
+        truth["images"] = [image for image in truth["images"] if image["id"] in kept]
+        for part, file_names in (
+            ("train", [image["file_name"] for image in truth["images"]]),
+            ("panoptic_train", [annotation["file_name"] for annotation in truth["annotations"]]),
+        ):
+            (folder / part).mkdir(parents=True)
+            for file_name in file_names:
+                shutil.copy(toy_root / part / file_name, folder / part / file_name)
+        (folder / "truth.json").write_text(json.dumps(truth))
+        register_panoptic_dataset(
+            name, folder / "train", folder / "panoptic_train", folder / "truth.json"
+        )
+        names.append(name)
+        return name, folder
+
+    yield register
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from detectron2.modeling import build_model
 
 from amwc_d2.amwc_layer import SolverSettings
 from amwc_d2.config import load_config
@@ -19,6 +20,14 @@ DISTANCES = (1, 2)
 def load(repository, name, *options, keep_weights=False):
     weights = [] if keep_weights else ["MODEL.WEIGHTS", ""]
     return load_config(repository / "configs" / name, [*weights, "MODEL.DEVICE", "cpu", *options])
+
+
+def random_weights(cfg, path):
+    """Save an untrained model of a config as a checkpoint; returns its path."""
+    cfg = cfg.clone()
+    cfg.MODEL.DEVICE = "cpu"
+    torch.save({"model": build_model(cfg).state_dict()}, path)
+    return path
 
 
 def toy_batch(sizes, cfg=None):

@@ -6,7 +6,8 @@ Runs the ordinary commands, one after another, and shows them:
     tools/two_stages.py configs/Toy-PanopticSegmentation/amwc_R18.yaml
 
 trains that config (stage 1), then the one called ..._e2e.yaml beside it (stage 2) from its weights.
-A stage whose model_final.pth is there already is only evaluated. The table sets both models beside
+Interrupted or killed, the same command goes on where it was; a stage that is finished is only
+evaluated. The table sets both models beside
 the grid ceiling: the ground truth brought to the solver's grid and back. With --oracle, also beside
 the last model with the truth in place of some of its costs (MODEL.AMWC.ORACLE). All of it is on the
 first dataset of DATASETS.TEST.
@@ -59,18 +60,13 @@ def run(script, *arguments):
 
 
 def train(config, folder, opts):
-    """Train one stage into ``folder``; return its checkpoint, results and minutes."""
-    checkpoint = folder / "model_final.pth"
-    trained = checkpoint.exists()
-    if trained:
-        logger.info("%s is there: evaluating it only", checkpoint)
-        opts = [*opts, "MODEL.WEIGHTS", checkpoint]
+    """Train a stage or go on with it; return checkpoint, results, and minutes if undisturbed."""
+    anew = not any(folder.glob("model_*.pth"))
     start = time.perf_counter()
-    mode = ["--eval-only"] if trained else []
-    run("train_net.py", "--config-file", config, *mode, *opts, "OUTPUT_DIR", folder)
+    run("train_net.py", "--config-file", config, "--resume", *opts, "OUTPUT_DIR", folder)
     minutes = (time.perf_counter() - start) / 60
     results = json.loads((folder / "inference" / "results.json").read_text())["results"]
-    return checkpoint, results, None if trained else minutes
+    return folder / "model_final.pth", results, minutes if anew else None
 
 
 def evaluate_oracle(config, checkpoint, oracle, opts):

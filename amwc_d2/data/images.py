@@ -38,12 +38,28 @@ def is_image(name):
 
 
 def list_files(root):
-    """Files under a folder, sorted, as paths relative to it; nothing hidden, nor ``__MACOSX``."""
+    """Files under a folder, sorted, as paths relative to it; nothing hidden, nor ``__MACOSX``.
+
+    Symbolic links are followed, except into a folder that holds them.
+    """
     found = []
-    for folder, folders, names in os.walk(root, followlinks=True):
-        folders[:] = [f for f in folders if not f.startswith(".") and f != "__MACOSX"]
-        found += [Path(folder, name) for name in names if not name.startswith(".")]
-    return sorted(path.relative_to(root) for path in found)
+    _find_files(Path(root), Path(), (), found)
+    return sorted(found)
+
+
+def _find_files(root, relative, above, found):
+    status = os.stat(root / relative)
+    identity = status.st_dev, status.st_ino
+    if identity in above:
+        return
+    with os.scandir(root / relative) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name == "__MACOSX":
+                continue
+            if entry.is_dir():
+                _find_files(root, relative / entry.name, (*above, identity), found)
+            else:
+                found.append(relative / entry.name)
 
 
 @dataclass(frozen=True)

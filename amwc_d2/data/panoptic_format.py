@@ -11,8 +11,9 @@ import logging
 import numbers
 import os
 import posixpath
+import unicodedata
 from collections import Counter
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 from panopticapi.utils import rgb2id
@@ -67,6 +68,12 @@ def class_metadata(categories, source):
             raise ValueError(
                 f"{source}: category {category['id']!r} has colour {color}; expected three "
                 "integers from 0 to 255, or none."
+            )
+        name = category["name"]
+        if not isinstance(name, str) or any(unicodedata.category(c) in ("Cc", "Cs") for c in name):
+            raise ValueError(
+                f"{source}: category {category['id']} has the name {name!r}; expected text without "
+                "control characters and surrogates, for names are written to logs and files."
             )
     ids = [category["id"] for category in categories]
     if not ids or len(set(ids)) < len(ids):
@@ -288,6 +295,22 @@ def _convert_segments(segments_info, classes, where):
         contiguous = things[category] if isthing else stuff[category]
         converted.append({**segment, "category_id": contiguous, "isthing": isthing})
     return converted
+
+
+def check_inside(file_name, source):
+    """Check that a file name of a JSON leads to no place but below the folder that it is for.
+
+    Predictions are written under the names of the ground truth.
+
+    Raises:
+        ValueError: an absolute path, or one with "..".
+    """
+    path = PurePath(str(file_name))
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise ValueError(
+            f"{source}: the file_name {file_name!r} leads out of its folder; expected a relative "
+            "path without '..'. Correct the JSON; if it is not yours, do not trust it."
+        )
 
 
 def _list_files(root):

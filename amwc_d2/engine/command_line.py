@@ -1,14 +1,17 @@
 """What the tools share: the arguments that name a model, loading it, and the commit of the code."""
 
 import argparse
+import logging
 import subprocess
 from pathlib import Path
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 
 from amwc_d2.config import use_available_device
 from amwc_d2.data.model_card import check_classes
+from amwc_d2.engine.checkpoint import AMWCCheckpointer
+
+logger = logging.getLogger(__name__)
 
 
 def model_parser(description, config_file=None):
@@ -36,23 +39,20 @@ def model_parser(description, config_file=None):
 
 
 def load_model(cfg):
-    """The model of a config with MODEL.WEIGHTS, on the CPU where there is no GPU.
+    """The model of a config with MODEL.WEIGHTS (random ones if empty), on the CPU without a GPU.
 
     Raises:
-        FileNotFoundError: the weights are a local file that is not there.
+        FileNotFoundError, ValueError: see :meth:`AMWCCheckpointer.load_whole`.
     """
-    weights = cfg.MODEL.WEIGHTS
-    if weights and "://" not in weights and not Path(weights).is_file():
-        raise FileNotFoundError(
-            f"MODEL.WEIGHTS '{weights}' is not there. Train stage 1 first (tools/train_net.py), or "
-            "give MODEL.WEIGHTS another checkpoint."
-        )
     cfg = cfg.clone()
     cfg.defrost()
     use_available_device(cfg)
     model = build_model(cfg)
     check_classes(cfg, model.card)
-    DetectionCheckpointer(model).load(weights)
+    if cfg.MODEL.WEIGHTS:
+        AMWCCheckpointer(model).load_whole(cfg.MODEL.WEIGHTS)
+    else:
+        logger.warning("MODEL.WEIGHTS is empty: the weights are random.")
     return model
 
 

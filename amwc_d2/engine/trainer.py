@@ -3,14 +3,15 @@
 import logging
 import os
 import weakref
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from fnmatch import fnmatchcase
 
 import detectron2.data.transforms as T
 import torch
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import build_detection_test_loader
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, create_ddp_model
+from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator, print_csv_format
 from detectron2.projects.deeplab import build_lr_scheduler
@@ -19,11 +20,22 @@ from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 
 from amwc_d2.data.datasets import check_panoptic_metadata, load_samples
+from amwc_d2.data.loading import TrainingLoader, WatchedLoader, explain_dead_worker
 from amwc_d2.data.mappers import AMWCDatasetMapper, InferenceMapper, ResizeShortestEdge
 from amwc_d2.data.model_card import ModelCard, make_card
 from amwc_d2.data.target_generator import AMWCTargetGenerator
 from amwc_d2.engine.calibration import Calibration, hold_back
 from amwc_d2.engine.checkpoint import AMWCCheckpointer
+from amwc_d2.engine.hooks import (
+    EvaluateOrGoOn,
+    RefuseNonFinite,
+    SaveCheckpoints,
+    StepSeed,
+    TolerantWriter,
+    describe,
+)
+from amwc_d2.engine.interruption import Interruption
+from amwc_d2.engine.settings import check_settings, differing_settings
 from amwc_d2.engine.timing import PartTimeWriter
 from amwc_d2.evaluation import build_evaluator
 from amwc_d2.evaluation.loop import evaluate
@@ -31,19 +43,19 @@ from amwc_d2.evaluation.oracle import OracleMapper
 
 logger = logging.getLogger(__name__)
 
-SAMPLERS = (  # those of Detectron2's that need no boxes
-    "TrainingSampler",
-    "RepeatFactorTrainingSampler",
-    "RandomSubsetTrainingSampler",
-    "WeightedTrainingSampler",
-)
-
 
 class Trainer(DefaultTrainer):
     """Trains either stage (``MODEL.AMWC.STAGE``) on GPUs or the CPU, in one process or several.
 
-    Stage 2 starts from ``MODEL.WEIGHTS`` in an ``OUTPUT_DIR`` of its own; ``resume`` continues a
-    run of the same stage and the same ``SOLVER.MAX_ITER``.
+    Stage 2 starts from ``MODEL.WEIGHTS`` in an ``OUTPUT_DIR`` of its own. ``resume`` continues a
+    run of the same settings as if it had not been interrupted: on a CPU to the bit. SIGTERM and
+    SIGINT save a checkpoint and end the process with status 143 or 130.
+
+    Attributes:
+        seed: decides on order, augmentation and the random numbers of each step; ``cfg.SEED``, or
+            drawn where that is negative.
+        faults (Counter): what went wrong on the way and was survived (``STRICT``).
+        interruption (Interruption): whether SIGTERM or SIGINT came.
     """
 
     def __init__(self, cfg):
@@ -52,10 +64,11 @@ class Trainer(DefaultTrainer):
             cfg (CfgNode): see ``amwc_d2.config``.
 
         Raises:
-            ValueError: mixed precision in stage 2, stage 2 about to overwrite its own start, or
-                datasets that differ in their classes.
+            ValueError: a wrong value in the config, mixed precision in stage 2, stage 2 about to
+                overwrite its own start, or datasets that differ in their classes.
             KeyError: a dataset is not registered.
         """
+        check_settings(cfg)
         check_stage(cfg)
         check_datasets(cfg, *cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
         # DefaultTrainer.__init__ hands DistributedDataParallel a GPU whatever MODEL.DEVICE says;
@@ -80,27 +93,36 @@ class Trainer(DefaultTrainer):
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
+        self.seed = data_loader.seed
+        self.faults = Counter()
+        self.interruption = Interruption()
+        self._states = None  # of all processes, when a checkpoint is saved
+        if not cfg.SOLVER.AMP.ENABLED:  # whose scaler finds infinite gradients, and needs them
+            self._trainer.register_hooks([RefuseNonFinite(self.faults)])
         self.register_hooks(self.build_hooks())
 
     @classmethod
     def build_train_loader(cls, cfg):
         """Images with their targets, endlessly, ``SOLVER.IMS_PER_BATCH`` over all processes."""
         samples, _ = training_samples(cfg)
-        sampler = None
-        if cfg.DATALOADER.SAMPLER_TRAIN not in SAMPLERS:
-            raise ValueError(
-                f"DATALOADER.SAMPLER_TRAIN must be one of {SAMPLERS}, got "
-                f"'{cfg.DATALOADER.SAMPLER_TRAIN}'."
-            )
+        factors = None
         if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":  # rare classes more often
             factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
                 [{"annotations": sample["segments_info"]} for sample in samples],
                 cfg.DATALOADER.REPEAT_THRESHOLD,
                 sqrt=cfg.DATALOADER.REPEAT_SQRT,
             )
-            sampler = RepeatFactorTrainingSampler(factors, seed=max(cfg.SEED, 0))
-        mapper = cls.build_train_mapper(cfg)
-        return build_detection_train_loader(cfg, mapper=mapper, dataset=samples, sampler=sampler)
+        return TrainingLoader(
+            samples,
+            cls.build_train_mapper(cfg),
+            batch_size=cfg.SOLVER.IMS_PER_BATCH,
+            seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+            group_by_aspect=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+            repeat_factors=factors,
+            strict=cfg.STRICT,
+            timeout=cfg.DATALOADER.TIMEOUT,
+        )
 
     @classmethod
     def build_train_mapper(cls, cfg):
@@ -117,12 +139,13 @@ class Trainer(DefaultTrainer):
 
         Without targets, unless ``MODEL.AMWC.ORACLE`` asks for the ground truth.
         """
-        return build_detection_test_loader(
+        loader = build_detection_test_loader(
             load_samples(dataset_name),
             mapper=(OracleMapper if cfg.MODEL.AMWC.ORACLE else InferenceMapper)(cfg),
             batch_size=cfg.TEST.IMS_PER_BATCH,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
+        return WatchedLoader(loader, cfg.DATALOADER.TIMEOUT)
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name, output_folder=None):
@@ -160,19 +183,31 @@ class Trainer(DefaultTrainer):
         return results[names[0]] if len(names) == 1 else results
 
     def build_hooks(self):
-        """Detectron2's; at the end of stage 1 costs are calibrated before the checkpoint is saved.
+        """Detectron2's, with ours for checkpoints and evaluations; see ``engine/hooks.py``.
 
-        Nothing is calibrated where ``MODEL.AMWC.CALIBRATION_IMAGES`` holds no image back.
+        At the end of stage 1 costs are calibrated before the checkpoint is saved, unless
+        ``MODEL.AMWC.CALIBRATION_IMAGES`` holds no image back.
         """
-        hooks = super().build_hooks()
-        _, held = training_samples(self.cfg)
+        cfg, hooks = self.cfg, [StepSeed()]
+        for hook in super().build_hooks():
+            if isinstance(hook, EvalHook):
+                hooks += [
+                    SaveCheckpoints(
+                        cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD, self.faults, cfg.STRICT
+                    ),
+                    EvaluateOrGoOn(cfg.TEST.EVAL_PERIOD, hook._func, self.faults, cfg.STRICT),
+                ]
+            elif not isinstance(hook, PeriodicCheckpointer):
+                hooks.append(hook)
+        _, held = training_samples(cfg)
         if held:
-            hooks.insert(1, Calibration(self.cfg, held))  # behind the timer of steps
+            hooks.insert(2, Calibration(cfg, held))  # behind the timer of steps
         return hooks
 
     def build_writers(self):
         """Detectron2's, and the time of each part of a step in the log."""
-        return [*super().build_writers(), PartTimeWriter()]
+        writers = [*super().build_writers(), PartTimeWriter()]
+        return writers if self.cfg.STRICT else [TolerantWriter(w, self.faults) for w in writers]
 
     @classmethod
     def build_lr_scheduler(cls, cfg, optimizer):
@@ -210,14 +245,74 @@ class Trainer(DefaultTrainer):
             )
         raise ValueError(f"SOLVER.OPTIMIZER is '{cfg.SOLVER.OPTIMIZER}'; expected 'ADAM' or 'SGD'.")
 
+    # ---- running and resuming ------------------------------------------------------------------
+    @property
+    def estimators(self):
+        """What draws the model's lambdas, and owns their scale."""
+        model = getattr(self.model, "module", self.model)
+        criterion = getattr(model, "criterion", None)
+        owners = [getattr(criterion, name, None) for name in ("estimator", "separate_estimator")]
+        owners.append(getattr(model, "solver", None))
+        return [owner for owner in owners if hasattr(owner, "lambda_scale")]
+
+    def train(self):
+        """Train to the end, from where :meth:`resume_or_load` came to.
+
+        Returns:
+            the results of the last evaluation where ``TEST.EXPECTED_RESULTS`` are set.
+
+        Raises:
+            SystemExit: the training was interrupted, and is saved.
+        """
+        self.data_loader.seed, self.data_loader.start = self.seed, self.start_iter
+        with self.interruption:
+            try:
+                return super().train()
+            finally:
+                if self.data_loader.unreadable:
+                    self.faults["unreadable images"] = len(self.data_loader.unreadable)
+                if self.faults:
+                    logger.warning("On the way there were: %s.", describe(self.faults))
+
+    def run_step(self):
+        try:
+            super().run_step()
+        except RuntimeError as error:
+            reason = explain_dead_worker(str(error))
+            if reason is None:
+                raise
+            raise RuntimeError(reason) from error
+
+    def save(self, name):
+        """Save a checkpoint; all processes call it, the first one writes.
+
+        Args:
+            name (str): such as "model_final".
+
+        Raises:
+            FloatingPointError, OSError: see :meth:`AMWCCheckpointer.save`.
+        """
+        self._states = comm.gather(self._process_state())
+        self.checkpointer.save(name)
+
+    def _process_state(self):
+        return {"lambda_scales": [estimator.lambda_scale for estimator in self.estimators]}
+
     def state_dict(self):
-        return {**super().state_dict(), "stage": self.cfg.MODEL.AMWC.STAGE}
+        return {
+            **super().state_dict(),
+            "stage": self.cfg.MODEL.AMWC.STAGE,
+            "config": self.cfg.dump(),
+            "seed": self.seed,
+            "processes": self._states or [self._process_state()],
+        }
 
     def load_state_dict(self, state_dict):
         """Continue an interrupted run.
 
         Raises:
-            ValueError: the run had another stage or another ``SOLVER.MAX_ITER``.
+            ValueError: the run had another stage, another ``SOLVER.MAX_ITER``, or other settings of
+                model, solver, input or training data.
         """
         here, there = self.cfg.MODEL.AMWC.STAGE, state_dict.get("stage")
         advice = (
@@ -238,7 +333,27 @@ class Trainer(DefaultTrainer):
                 f"SOLVER.MAX_ITER is {self.max_iter}. Set SOLVER.MAX_ITER {max_iter} to continue "
                 f"it. To train for longer, {advice}"
             )
+        differing = differing_settings(state_dict.get("config", ""), self.cfg.dump())
+        if differing:
+            raise ValueError(
+                f"--resume: the run in OUTPUT_DIR '{self.cfg.OUTPUT_DIR}' has other settings:\n  "
+                + "\n  ".join(f"{key}: {old} there, {new} here" for key, old, new in differing)
+                + f"\nGive them its values to continue it. To train with these, {advice}"
+            )
         super().load_state_dict(state_dict)
+        self.seed = state_dict.get("seed", self.seed)
+        states, count = state_dict.get("processes", []), comm.get_world_size()
+        if len(states) == count:
+            scales = states[comm.get_rank()]["lambda_scales"]
+            for estimator, scale in zip(self.estimators, scales):
+                estimator.lambda_scale = scale
+        elif states:
+            logger.warning(
+                "The run was on %d processes and goes on with %d: its batches are shared out in "
+                "another way, so that the weights will differ from those of one run.",
+                len(states),
+                count,
+            )
 
 
 def training_samples(cfg):

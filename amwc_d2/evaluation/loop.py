@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from detectron2.evaluation import inference_context
+from detectron2.utils import comm
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,29 @@ def run_inference(model, data_loader, evaluator) -> tuple[int, float, dict[str, 
     return done, time.perf_counter() - start, watch.seconds
 
 
+def together(function, *args):
+    """Call a function on every process of the run; where one raises, all do, and none waits.
+
+    Returns:
+        what it returned on this process.
+
+    Raises:
+        what the function raised here; RuntimeError where it did so on another process only.
+    """
+    result, failure = None, None
+    try:
+        result = function(*args)
+    except Exception as error:
+        failure = error
+    failures = comm.all_gather(failure and repr(failure))
+    if failure:
+        raise failure
+    for rank, text in enumerate(failures):
+        if text:
+            raise RuntimeError(f"process {rank} of {len(failures)} failed: {text}")
+    return result
+
+
 def evaluate(model, data_loader, evaluator) -> dict:
     """Evaluate a model on a dataset; log the time of each part.
 
@@ -113,7 +137,7 @@ def evaluate(model, data_loader, evaluator) -> dict:
         the evaluator's results; empty except in the main process.
     """
     evaluator.reset()
-    count, seconds, parts = run_inference(model, data_loader, evaluator)
+    count, seconds, parts = together(run_inference, model, data_loader, evaluator)
     logger.info(
         "%d images in %.1f s: %.4f s per image; the parts, which overlap: %s",
         count,
@@ -121,4 +145,4 @@ def evaluate(model, data_loader, evaluator) -> dict:
         seconds / max(count, 1),
         ", ".join(f"{part} {value / max(count, 1):.4f}" for part, value in parts.items()),
     )
-    return evaluator.evaluate() or {}
+    return together(evaluator.evaluate) or {}

@@ -23,8 +23,9 @@ from panopticapi.evaluation import PQStat, pq_compute_single_core
 from panopticapi.utils import id2rgb
 from PIL import Image
 
-from amwc_d2.data.panoptic_format import read_panoptic_json, read_panoptic_png
+from amwc_d2.data.panoptic_format import check_inside, read_panoptic_json, read_panoptic_png
 from amwc_d2.evaluation import instance_ap, report, segment_metrics
+from amwc_d2.evaluation.loop import together
 
 COCO_AREAS = (32**2, 96**2)  # pixels; COCO's limits between small, medium and large
 MAX_WORKERS = 8  # threads of one process that compare images
@@ -97,6 +98,9 @@ class AMWCPanopticEvaluator(DatasetEvaluator):
             instance_ap (bool): compute AP from the panoptic ground truth.
             companions (list[DatasetEvaluator]): further evaluators; they join the results.
             log (bool): write the results' tables to the log.
+
+        Raises:
+            ValueError: a ``file_name`` of the ground truth leads out of the folder of PNGs.
         """
         meta = MetadataCatalog.get(dataset_name)
         self._name = dataset_name
@@ -115,6 +119,8 @@ class AMWCPanopticEvaluator(DatasetEvaluator):
         self._categories = {category["id"]: category for category in truth["categories"]}
         self._thing_ids = [i for i, category in self._categories.items() if category["isthing"]]
         self.truth = {annotation["image_id"]: annotation for annotation in truth["annotations"]}
+        for annotation in self.truth.values():
+            check_inside(annotation["file_name"], meta.panoptic_json)
         self._truth_header = {k: v for k, v in truth.items() if k != "annotations"}
         self._size_limits = size_limits or self._terciles()
         self._pool, self._scratch = None, None
@@ -252,18 +258,7 @@ class AMWCPanopticEvaluator(DatasetEvaluator):
         Raises:
             ValueError: an image of the ground truth without a prediction.
         """
-        while self._jobs:
-            self._collect(self._jobs.popleft())
-        # panopticapi prints; only one thread may redirect, so this comes after all the rest.
-        with contextlib.redirect_stdout(io.StringIO()):
-            for result, stat in zip(
-                self._results, self._pool.map(self._official_stat, self._results)
-            ):
-                result.stat = stat
-        self._pool.shutdown()
-        if self._scratch is not None:
-            self._scratch.cleanup()
-
+        together(self._finish_images)
         comm.synchronize()
         gathered = comm.gather((self._results, self._confusions))
         companions = [companion.evaluate() for companion in self._companions]
@@ -298,6 +293,19 @@ class AMWCPanopticEvaluator(DatasetEvaluator):
             )
             report.write_results(self._output_dir, header, results, per_class, images)
         return results
+
+    def _finish_images(self):
+        while self._jobs:
+            self._collect(self._jobs.popleft())
+        # panopticapi prints; only one thread may redirect, so this comes after all the rest.
+        with contextlib.redirect_stdout(io.StringIO()):
+            for result, stat in zip(
+                self._results, self._pool.map(self._official_stat, self._results)
+            ):
+                result.stat = stat
+        self._pool.shutdown()
+        if self._scratch is not None:
+            self._scratch.cleanup()
 
     def _official_stat(self, result):
         """TP, FP, FN and IoU of one image, by panopticapi, which writes into what it is given."""

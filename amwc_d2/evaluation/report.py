@@ -12,6 +12,7 @@ from amwc_d2.evaluation.segment_metrics import FALSE_POSITIVE, MISS, TRUE_POSITI
 
 logger = logging.getLogger(__name__)
 
+_FORMULA = ("=", "+", "-", "@")
 _OUTCOMES = {TRUE_POSITIVE: "TP", FALSE_POSITIVE: "FP", MISS: "FN"}
 
 
@@ -159,7 +160,12 @@ def _without_nan(value):
 
 
 def _write_csv(path, rows):
-    with open(path, "w", newline="") as f:
+    with open(path, "w", newline="", encoding="utf-8") as f:
         writer = csv.DictWriter(f, fieldnames=list(rows[0]) if rows else [])
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({key: _as_text(value) for key, value in row.items()} for row in rows)
+
+
+def _as_text(value):
+    """A name that a spreadsheet would take for a formula gets an apostrophe before it."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value

@@ -14,6 +14,7 @@ from detectron2.config import get_cfg
 from detectron2.engine import default_argument_parser
 from detectron2.structures import BitMasks
 from detectron2.utils.env import seed_all_rng
+from helpers import random_weights
 
 from amwc_d2.config import load_config, use_available_device
 from amwc_d2.engine.trainer import Trainer, build_train_augmentations
@@ -212,12 +213,13 @@ SMALL_R50 = ["MODEL.WEIGHTS", "", "INPUT.CROP.SIZE", "(128,256)", "INPUT.MIN_SIZ
 def test_eval_only_on_cityscapes(repository, fake_cityscapes, tmp_path, monkeypatch):
     """Random weights through all of Cityscapes' evaluators; no file is left lying about."""
     monkeypatch.chdir(tmp_path)
-    options = (*SMALL_R50, "OUTPUT_DIR", tmp_path / "out")
+    random = random_weights(read_config(repository, CITYSCAPES, *SMALL_R50), tmp_path / "r.pth")
+    options = (*SMALL_R50, "MODEL.WEIGHTS", random, "OUTPUT_DIR", tmp_path / "out")
     run_train_net(repository, CITYSCAPES, *options, flags=["--eval-only"])
     results = json.loads((tmp_path / "out/inference/results.json").read_text())["results"]
     assert set(results) == {"panoptic_seg", "amwc", "segm", "sem_seg"}
     assert set(results["segm"]) == {"AP", "AP50"} and "IoU" in results["sem_seg"]
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "r.pth"}
 
 
 def test_perfect_cityscapes_prediction(repository, fake_cityscapes, tmp_path):
@@ -270,7 +272,8 @@ def test_test_loader_reads_no_labels(repository, fake_cityscapes):
 def test_eval_only_on_real_coco_images(repository, shared_data, tmp_path):
     """Any result will do for random weights: the data, the 133 classes and the files must fit."""
     config = "configs/COCO-PanopticSegmentation/amwc_R50.yaml"
-    options = (*SMALL_R50, "OUTPUT_DIR", tmp_path)
+    random = random_weights(read_config(repository, config, *SMALL_R50), tmp_path / "r.pth")
+    options = (*SMALL_R50, "MODEL.WEIGHTS", random, "OUTPUT_DIR", tmp_path)
     run_train_net(repository, config, *options, flags=["--eval-only"])
     results = json.loads((tmp_path / "inference/results.json").read_text())
     assert results["images"] == 4 and 0 <= results["results"]["panoptic_seg"]["PQ"] <= 100
@@ -314,5 +317,5 @@ def test_rare_classes_come_more_often(register_scenes, repository):
     shown = [x["file_name"] for _ in range(60) for x in next(batches)]
     assert 0.2 < np.mean(["0003" in file for file in shown]) < 0.4  # 2 of 7
     cfg.DATALOADER.SAMPLER_TRAIN = "WeightedCategoryTrainingSampler"
-    with pytest.raises(ValueError, match=r"SAMPLER_TRAIN must be one of"):
-        Trainer.build_train_loader(cfg)
+    with pytest.raises(ValueError, match=r"SAMPLER_TRAIN is .*; expected one of"):
+        Trainer(cfg)
