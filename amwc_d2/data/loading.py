@@ -38,6 +38,7 @@ MAX_IN_A_ROW = 10  # images that cannot be read, one after the other, before som
 TICK = 10  # seconds after which workers that give nothing or stand still are looked at
 NO_SHARED_MEMORY = errno.ENOSPC  # exit status of a worker
 _STOPPED = set()  # process ids of workers that stood still and were ended
+_WORKERS = []  # of all loaders
 
 
 # ---------------------------------------------------------------------------- random numbers
@@ -240,9 +241,9 @@ class WatchedLoader:
         iterator = iter(self.loader)
         done = threading.Event()
         if self.loader.num_workers:
-            reference = weakref.ref(iterator)
-            atexit.register(_stop_workers, reference)
-            threading.Thread(target=_end_stopped, args=(reference, done), daemon=True).start()
+            _WORKERS[:] = [*(w for w in _WORKERS if w.exitcode is None), *iterator._workers]
+            arguments = weakref.ref(iterator), done
+            threading.Thread(target=_end_stopped, args=arguments, daemon=True).start()
         return self._watch(iterator, done)
 
     def _watch(self, iterator, done):
@@ -259,12 +260,12 @@ class WatchedLoader:
                         raise
                     if reason == "":
                         continue  # still waiting
-                    _stop_workers(weakref.ref(iterator))
                     raise RuntimeError(reason) from error
                 yield batch
                 start = time.monotonic()
         finally:
             done.set()
+            _stop_workers(iterator)
 
 
 def _start_worker(worker_id):
@@ -352,9 +353,8 @@ def _is_stopped(pid):
         return False
 
 
-def _stop_workers(reference):
-    """End the workers of an iterator, stopped ones too: at exit Python would wait for them."""
-    iterator = reference()
+def _stop_workers(iterator):
+    """End the workers of an iterator, those too that PyTorch cannot end, because they are busy."""
     workers = list(getattr(iterator, "_workers", []))
     with suppress(RuntimeError):  # PyTorch's, about workers that were killed
         for worker in workers:
@@ -365,5 +365,15 @@ def _stop_workers(reference):
             iterator._shutdown_workers()
     with suppress(RuntimeError):
         for worker in workers:
+            if worker.is_alive():
+                worker.kill()
+
+
+@atexit.register
+def _kill_workers():
+    """Python waits at its end for workers that are left; they have nothing to lose."""
+    if _WORKERS and _WORKERS[0]._parent_pid == os.getpid():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's raises an error for each of them
+        for worker in _WORKERS:
             if worker.is_alive():
                 worker.kill()
