@@ -8,7 +8,7 @@ help:
 	@echo "make env       .venv with everything (torch, Detectron2, the solver)"
 	@echo "make demo      both training stages on the toy set, evaluation, pictures under output/"
 	@echo "make test      the fast tests (a few minutes)"
-	@echo "make test-all  every test"
+	@echo "make test-all  every test, those on real data where $$DETECTRON2_DATASETS has some"
 	@echo "make lint      ruff and cython-lint"
 	@echo "make faults    trainings that are killed, starved and lied to (docs/reliability.md)"
 	@echo "make sanitize  the solver's tests and fuzzing under ASan and UBSan"
@@ -21,7 +21,7 @@ test: env
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto
 
 test-all: env
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto -m "slow or not slow"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto -m ""
 
 lint: env
 	$(ENV)/bin/ruff check . && $(ENV)/bin/ruff format --check . && \

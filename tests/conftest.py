@@ -16,14 +16,19 @@ import numpy as np
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+REAL_DATA = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).resolve()
+
+COCO_NAMES = {  # classes of the toy set that COCO knows by another name
+    "sidewalk": "pavement-merged",
+    "building": "building-other-merged",
+    "vegetation": "tree-merged",
+    "sky": "sky-other-merged",
+    "pole": "traffic light",
+}
 
 _scratch = tempfile.TemporaryDirectory(prefix="amwc_d2_tests_")
 DATASETS = Path(_scratch.name)
 os.environ["DETECTRON2_DATASETS"] = str(DATASETS)
-for _name in ("coco", "dsb2018"):
-    if (SHARED_DATA / _name).is_dir():
-        (DATASETS / _name).symlink_to(SHARED_DATA / _name, target_is_directory=True)
 
 
 @pytest.fixture
@@ -41,13 +46,11 @@ def repository():
 
 
 @pytest.fixture(scope="session")
-def shared_data():
-    """``../shared/data``, whose coco and dsb2018 are registered; skips where it is absent."""
-    if not SHARED_DATA.is_dir():
-        pytest.skip("needs the real images of ../shared/data, which is not here")
-    import amwc_d2  # noqa: F401
-
-    return SHARED_DATA
+def real_data():
+    """The ``$DETECTRON2_DATASETS`` of whoever runs the tests; for tests marked ``data``."""
+    if not any((REAL_DATA / name).is_dir() for name in ("coco", "dsb2018")):
+        pytest.skip(f"needs coco/ or dsb2018/ in $DETECTRON2_DATASETS, which is {REAL_DATA}")
+    return REAL_DATA
 
 
 @pytest.fixture(scope="session")
@@ -110,6 +113,46 @@ def fake_cityscapes():
             _write_cityscapes_image(root, split, index, first_seed + index)
     with contextlib.redirect_stdout(io.StringIO()):
         convert2panoptic(str(root / "gtFine"), setNames=["train", "val"])
+    return root
+
+
+@pytest.fixture(scope="session")
+def fake_coco():
+    """COCO's folders with 2 train and 4 val images of toy scenes (128x256), in its 133 classes.
+
+    ``coco_2017_{train,val}_panoptic``, Detectron2's own names, read it.
+    """
+    import cv2
+    from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+    from panopticapi.utils import id2rgb
+    from PIL import Image
+
+    from amwc_d2.data.toy_scenes import CATEGORIES, draw_scene
+
+    theirs = {category["name"]: category["id"] for category in COCO_CATEGORIES}
+    ids = {
+        category["id"]: theirs[COCO_NAMES.get(category["name"], category["name"])]
+        for category in CATEGORIES
+    }
+    root = DATASETS / "coco"
+    (root / "annotations").mkdir(parents=True)
+    for split, seeds in (("train2017", range(2)), ("val2017", range(10, 14))):
+        (root / split).mkdir()
+        (root / f"panoptic_{split}").mkdir()
+        images, annotations = [], []
+        for seed in seeds:
+            image, segments, infos = draw_scene(np.random.default_rng(seed))
+            height, width = segments.shape
+            cv2.imwrite(str(root / split / f"{seed:012d}.jpg"), image[..., ::-1])
+            file = f"{seed:012d}.png"
+            Image.fromarray(id2rgb(segments)).save(root / f"panoptic_{split}" / file)
+            images.append(
+                {"id": seed, "file_name": f"{seed:012d}.jpg", "height": height, "width": width}
+            )
+            infos = [{**info, "category_id": ids[info["category_id"]]} for info in infos]
+            annotations.append({"image_id": seed, "file_name": file, "segments_info": infos})
+        truth = {"images": images, "annotations": annotations, "categories": COCO_CATEGORIES}
+        (root / f"annotations/panoptic_{split}.json").write_text(json.dumps(truth))
     return root
 
 

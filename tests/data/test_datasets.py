@@ -574,10 +574,23 @@ def test_detectron2s_names_and_folders_are_left_alone(tmp_path, monkeypatch):
     assert dict(DatasetCatalog) == before
 
 
-def test_shared_microscopy_and_coco(shared_data):
-    datasets.check_panoptic_metadata(
-        "dsb2018_panoptic_train", "dsb2018_panoptic_val", num_classes=4
-    )
-    assert datasets.check_panoptic_dataset("dsb2018_panoptic_val", progress=False)["images"] == 143
-    datasets.check_panoptic_metadata("coco_2017_val_panoptic", num_classes=133)
-    assert datasets.check_panoptic_dataset("coco_2017_val_panoptic", progress=False)["images"] == 4
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("folders", "num_classes"),
+    [
+        (("dsb2018/val", "dsb2018/panoptic_val", "dsb2018/panoptic_val.json"), 4),
+        (("coco/val2017", "coco/panoptic_val2017", "coco/annotations/panoptic_val2017.json"), 133),
+    ],
+)
+def test_real_images(real_data, folders, num_classes):
+    if not (real_data / folders[0]).is_dir():
+        pytest.skip(f"no {folders[0]} in {real_data}")
+    name = "real_" + folders[0].replace("/", "_")
+    datasets.register_panoptic_dataset(name, *(real_data / folder for folder in folders))
+    try:
+        datasets.check_panoptic_metadata(name, num_classes=num_classes)
+        listed = len(json.loads((real_data / folders[2]).read_text())["annotations"])
+        assert datasets.check_panoptic_dataset(name, progress=False)["images"] == listed
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)

@@ -256,7 +256,10 @@ def test_full_size(dataset, recipe, repository):
     cfg = load(repository, recipe_file(dataset, recipe), "MODEL.DEVICE", "meta")
     model = Trainer.build_model(cfg).train()
     height, width = cfg.INPUT.CROP.SIZE
-    batch = [{"image": torch.empty(3, height - 5, width, device="meta")} for _ in range(2)]
+    batch = [
+        {"image": torch.empty(3, height - 5, width, dtype=torch.uint8, device="meta")}
+        for _ in range(2)
+    ]
     node_costs, edge_costs = model.predict_costs(model.preprocess(batch).tensor)
     grid = height // 4, width // 4
     assert node_costs.device.type == edge_costs.device.type == "meta"
@@ -268,7 +271,7 @@ def test_full_size(dataset, recipe, repository):
 @pytest.mark.parametrize(("dataset", "recipe"), RECIPES)
 def test_recipe_trains_and_predicts(dataset, recipe, request, repository, tmp_path):
     """Two iterations of its stage on images of odd sizes, then one more such image."""
-    request.getfixturevalue({"cityscapes": "fake_cityscapes", "coco": "shared_data"}[dataset])
+    request.getfixturevalue(f"fake_{dataset}")
     options = [*SMALL, "OUTPUT_DIR", str(tmp_path)]
     trainer = Trainer(load(repository, recipe_file(dataset, recipe), *options))
     trainer.checkpointer.save_to_disk = False

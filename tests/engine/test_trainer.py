@@ -269,7 +269,7 @@ def test_test_loader_reads_no_labels(repository, fake_cityscapes):
         assert not {"sem_seg", "sem_seg_file_name"} & set(record)
 
 
-def test_eval_only_on_real_coco_images(repository, shared_data, tmp_path):
+def test_eval_only_in_coco_layout(repository, fake_coco, tmp_path):
     """Any result will do for random weights: the data, the 133 classes and the files must fit."""
     config = "configs/COCO-PanopticSegmentation/amwc_R50.yaml"
     random = random_weights(read_config(repository, config, *SMALL_R50), tmp_path / "r.pth")

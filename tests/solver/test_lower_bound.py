@@ -18,8 +18,7 @@ from amwc_d2.solver_cython import (
     solve_mwc,
 )
 
-PROVEN = Path(__file__).parents[2] / "../shared/data/amwc_proven"
-needs_proven = pytest.mark.skipif(not PROVEN.is_dir(), reason=f"no {PROVEN.name} data")
+PROVEN = Path(__file__).parent / "instances" / "proven"
 
 
 def _trivial(node_costs, edge_costs):
@@ -134,7 +133,6 @@ def test_interrupt(ctrl_c):
     timer.join()
 
 
-@needs_proven
 def test_proven_instances():
     """Never above a proven optimum; more than four fifths of the trivial bound's gap closed."""
     for path in sorted(PROVEN.glob("*.json")):
@@ -152,7 +150,6 @@ def test_proven_instances():
         assert bound <= found.objective, path.name
 
 
-@needs_proven
 def test_proven_grids():
     for path in sorted(PROVEN.glob("grid*.json")):
         data = json.loads(path.read_text())

@@ -1,5 +1,6 @@
 """The solver's public face: shapes, errors, threads, warm starts, and what each method promises."""
 
+import json
 import os
 import signal
 import threading
@@ -478,22 +479,15 @@ def test_caller_arrays_are_left_alone():
     assert np.array_equal(a.segments, b.segments)
 
 
-BENCH = Path(__file__).parents[2] / ".." / "shared" / "bench"
+REFERENCE = Path(__file__).parent / "instances" / "reference.json"
 
 
-@pytest.mark.skipif(not BENCH.is_dir(), reason="needs the instances of ../shared/bench")
 def test_reference_scenes():
     """Exact Algorithm 2 and no worse than the label-first prototype, on all reference scenes."""
-    import json
-    import sys
-
     pytest.importorskip("scipy")
-    sys.path.insert(0, str(BENCH))
-    try:
-        from make_instance import make
-    finally:
-        sys.path.pop(0)
-    reference = json.loads((BENCH / "reference.json").read_text())
+    from city_coco_instances import make
+
+    reference = json.loads(REFERENCE.read_text())
     for name, known in reference.items():
         kind, size, level, seed = name.split("_")
         h, w = map(int, size.split("x"))

@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from solver_instances import KINDS, SHARED_BENCH, make_instance, panoptic_quality, shared_instance
+from solver_instances import KINDS, city_coco_instance, make_instance, panoptic_quality
 from solver_measuring import floor_seconds, measure, peak_extra, ratio, trivial_bound
 from solver_peers import HINT, PEERS, segmentation, with_classes
 
@@ -42,19 +42,26 @@ from amwc_d2.solver_cython import (
 
 METHODS = ("fast", "greedy", "best")
 SIZES = [(64, 128), (128, 256), (256, 512), (512, 1024), (1024, 2048)]
-PROVEN = SHARED_BENCH / "../data/amwc_proven"
-SHARED_KINDS = ("city", "coco")
+KNOWN = Path(__file__).resolve().parents[2] / "tests/solver/instances"
+OTHER_KINDS = ("city", "coco")
+INSTANCES = [
+    "street_256x512_medium_0",
+    "objects_160x160_medium_0",
+    "city_256x512_medium_0",
+    "coco_160x160_medium_0",
+    "coco_160x160_medium_1",
+]
 
 
 def instance_of(name):
-    """Make the instance named KIND_HxW_LEVEL_SEED, of the built-in or the shared generator."""
+    """Make the instance named KIND_HxW_LEVEL_SEED, of either generator."""
     match = re.fullmatch(r"([a-z]+)_(\d+)x(\d+)_([a-z]+)_(\d+)", name)
-    if not match or match[1] not in (*KINDS, *SHARED_KINDS):
+    if not match or match[1] not in (*KINDS, *OTHER_KINDS):
         raise SystemExit(
             f"--instances: expected KIND_HxW_LEVEL_SEED with KIND one of "
-            f"{', '.join((*KINDS, *SHARED_KINDS))}, as street_256x512_medium_0; got {name!r}"
+            f"{', '.join((*KINDS, *OTHER_KINDS))}, as street_256x512_medium_0; got {name!r}"
         )
-    make = make_instance if match[1] in KINDS else shared_instance
+    make = make_instance if match[1] in KINDS else city_coco_instance
     return make(match[1], int(match[2]), int(match[3]), int(match[5]), match[4])
 
 
@@ -158,8 +165,8 @@ def _table_bars(report, name, rows):
         share = fast["memory"] / fast["input"]
         report.bar(f"{name}: fast, extra memory", f"{share:.2f} x input", "1.5 x", share <= 1.5)
     kind, size, level, seed = name.split("_")
-    if kind in SHARED_KINDS and (SHARED_BENCH / "reference.json").exists():
-        known = json.loads((SHARED_BENCH / "reference.json").read_text())
+    if kind in OTHER_KINDS:
+        known = json.loads((KNOWN / "reference.json").read_text())
         known = known.get(f"{kind}_{size}_{level}_{seed}")
         if known:
             over = fast["objective"] / known["prototype_label_first"] - 1
@@ -358,11 +365,8 @@ def scenes(report, options):
 
 def proven(report, options):
     """Small instances with proven optima."""
-    if not PROVEN.is_dir():
-        print("\nproven: no data of proven optima here; skipped")
-        return
     rows = report.data["proven"] = []
-    for path in sorted(PROVEN.glob("*.json")):
+    for path in sorted((KNOWN / "proven").glob("*.json")):
         data = json.loads(path.read_text())
         costs = (
             np.array(data["node_costs"], np.float32),
@@ -399,18 +403,12 @@ def parse(arguments):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    shared = (SHARED_BENCH / "make_instance.py").exists()
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument(
         "--instances",
         nargs="+",
         metavar="KIND_HxW_LEVEL_SEED",
-        default=["street_256x512_medium_0", "objects_160x160_medium_0"]
-        + (
-            ["city_256x512_medium_0", "coco_160x160_medium_0", "coco_160x160_medium_1"]
-            if shared
-            else []
-        ),
+        default=INSTANCES,
     )
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument(

@@ -7,14 +7,11 @@ a wrong class, falsely split and falsely merged instances. NumPy and SciPy only.
 Shapes: K classes, D distances, H x W pixels.
 """
 
-import importlib.util
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from city_coco_instances import make
 from scipy import ndimage
-
-SHARED_BENCH = Path(__file__).resolve().parents[2] / "../shared/bench"
 
 KINDS = {  # K, first and last + 1 thing class, distances
     "street": (19, (11, 19), (1, 4, 16, 32, 64, 128)),
@@ -80,14 +77,9 @@ def make_instance(kind, height, width, seed, level):
     return Instance(node_costs, edge_costs, list(distances), partitionable, classes, segments)
 
 
-def shared_instance(kind, height, width, seed, level):
-    """Make an instance with ``../shared/bench/make_instance.py`` (KIND city or coco)."""
-    spec = importlib.util.spec_from_file_location(
-        "make_instance", SHARED_BENCH / "make_instance.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    made = module.make(kind, height, width, seed, level)
+def city_coco_instance(kind, height, width, seed, level):
+    """Draw an instance of the other generator (KIND city or coco)."""
+    made = make(kind, height, width, seed, level)
     node_costs = np.ascontiguousarray(made["node_costs"].T).reshape(-1, height, width)
     classes, instances = made["gt_class"].astype(int), made["gt_inst"].astype(int)
     segments = np.where(instances > 0, len(node_costs) + instances, classes)
