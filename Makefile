@@ -2,7 +2,7 @@ PYTHON ?= python3
 ENV := .venv
 PY := $(ENV)/bin/python
 
-.PHONY: help env test test-all lint demo sanitize faults
+.PHONY: help env test test-all lint demo sanitize docs wheel faults
 
 help:
 	@echo "make env       .venv with everything (torch, Detectron2, the solver)"
@@ -11,6 +11,8 @@ help:
 	@echo "make test-all  every test, those on real data where $$DETECTRON2_DATASETS has some"
 	@echo "make lint      ruff and cython-lint"
 	@echo "make faults    trainings that are killed, starved and lied to (docs/reliability.md)"
+	@echo "make docs      the reference of the API, from the docstrings, in build/docs"
+	@echo "make wheel     a wheel in dist, installed and used away from the repository"
 	@echo "make sanitize  the solver's tests and fuzzing under ASan and UBSan"
 
 env:
@@ -32,6 +34,7 @@ demo: env
 
 # The extension with AddressSanitizer and UndefinedBehaviorSanitizer in build/sanitize, without the
 # rest of the package; Python's own leaks at exit are not reported.
+CASES ?= 10000
 SAN := build/sanitize
 SAN_RUN := LD_PRELOAD="$$($${CC:-gcc} -print-file-name=libasan.so)" PYTHONPATH=$(SAN) \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
@@ -41,7 +44,14 @@ sanitize: env
 	touch $(SAN)/amwc_d2/__init__.py
 	cp amwc_d2/solver_cython/*.py $(SAN)/amwc_d2/solver_cython/
 	AMWC_SANITIZE=1 $(PY) setup.py -q build_ext --build-lib $(SAN) --build-temp $(SAN)/temp
-	$(SAN_RUN) $(PY) tests/solver/fuzz_solver.py --cases 10000
+	$(SAN_RUN) $(PY) tests/solver/fuzz_solver.py --cases $(CASES)
+
+# Warnings are errors: a docstring that refers to a name that is not there, a module that does not load.
+docs: env
+	$(PY) -W error::UserWarning -m pdoc --docformat google --output-directory build/docs amwc_d2
+
+wheel: env
+	tools/maintainer/check_wheel.sh $(PY)
 
 faults: env
 	OMP_NUM_THREADS=1 $(PY) tools/maintainer/faults.py --write docs/reliability.md

@@ -5,11 +5,14 @@ Imports setuptools and Cython only: torch is not needed to build, so build isola
 """
 
 import os
+import shutil
 from glob import glob
+from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 SOLVER = "amwc_d2/solver_cython"
 DEBUG = os.environ.get("AMWC_CYTHON_DEBUG") == "1"
@@ -37,6 +40,19 @@ class BuildSolver(build_ext):
             ) from error
 
 
+class BuildPackage(build_py):
+    """build_py that puts configs and model zoo, which lie beside the package, into it."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return
+        for folder in ("configs", "checkpoints"):
+            target = Path(self.build_lib, "amwc_d2", folder)
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(folder, target)
+
+
 extension = Extension(
     "amwc_d2.solver_cython._amwc",
     sources=[f"{SOLVER}/_amwc.pyx"],
@@ -52,5 +68,5 @@ setup(
         [extension],
         compiler_directives={"boundscheck": DEBUG, "initializedcheck": DEBUG},
     ),
-    cmdclass={"build_ext": BuildSolver},
+    cmdclass={"build_ext": BuildSolver, "build_py": BuildPackage},
 )

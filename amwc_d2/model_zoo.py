@@ -27,9 +27,12 @@ from amwc_d2.config import add_amwc_config, use_available_device
 from amwc_d2.data.panoptic_format import class_metadata
 from amwc_d2.engine.checkpoint import AMWCCheckpointer, write_atomically
 
-__all__ = ["get", "get_checkpoint_path", "get_config", "get_metrics", "names"]
+__all__ = ["get", "get_checkpoint_path", "get_config", "get_config_file", "get_metrics", "names"]
 
-REPOSITORY_ZOO = Path(__file__).resolve().parent.parent / "checkpoints"
+PACKAGE = Path(__file__).resolve().parent
+# Configs and zoo lie in an installed package, in a clone beside it.
+HOME = PACKAGE if (PACKAGE / "configs").is_dir() else PACKAGE.parent
+REPOSITORY_ZOO = HOME / "checkpoints"
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][\w.+-]*", re.ASCII)  # of a file or folder: no path
 # A server may wait SECONDS, and one more for every SLOWEST bytes that it has sent.
 SECONDS, SLOWEST = 30, 10_000
@@ -99,6 +102,25 @@ def get_config(name, trained=True, root=None):
         if dataset not in DatasetCatalog and dataset not in MetadataCatalog:
             MetadataCatalog.get(dataset).set(ignore_label=255, label_divisor=1000, **classes)
     return cfg
+
+
+def get_config_file(name):
+    """Find a recipe that came with the package, for ``load_config``.
+
+    Args:
+        name (str): below ``configs/``, such as "COCO-PanopticSegmentation/amwc_R50.yaml".
+
+    Returns:
+        str: a path.
+
+    Raises:
+        FileNotFoundError: no such recipe.
+    """
+    configs = HOME / "configs"
+    if not (configs / name).is_file():
+        found = sorted(str(p.relative_to(configs)) for p in configs.glob("*-*/*.yaml"))
+        raise FileNotFoundError(f"no recipe is called '{name}'; there are {found}.")
+    return str(configs / name)
 
 
 def get(name, trained=True, device=None, root=None):

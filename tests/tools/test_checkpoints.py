@@ -239,3 +239,10 @@ def test_released_model_reproduces_its_metrics(name, tmp_path_factory):
     for key in ("PQ", "PQ_th", "PQ_st"):
         expected = released["results"]["panoptic_seg"][key]
         assert results["panoptic_seg"][key] == pytest.approx(expected, abs=0.05)
+
+
+def test_recipes_by_name():
+    cfg = load_config(model_zoo.get_config_file("COCO-PanopticSegmentation/amwc_R50_e2e.yaml"))
+    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 133
+    with pytest.raises(FileNotFoundError, match=r"no recipe is called 'a.yaml'.*DSB2018"):
+        model_zoo.get_config_file("a.yaml")

@@ -43,7 +43,7 @@ say "the other libraries"
 pip install 'setuptools>=70.1,<81' wheel 'Cython>=3.1' 'numpy==1.26.*' \
     fvcore iopath omegaconf hydra-core pycocotools panopticapi-lite cityscapesscripts \
     cloudpickle opencv-python-headless tifffile psutil tensorboard matplotlib scipy black tabulate cma \
-    'pytest>=8' pytest-timeout pytest-xdist hypothesis ruff cython-lint pycodestyle bioimage-cpp onnx onnxruntime
+    'pytest>=8' pytest-timeout pytest-xdist hypothesis ruff cython-lint pycodestyle pdoc bioimage-cpp onnx onnxruntime
 say "amwc_d2 and its solver"
 pip install --no-build-isolation --no-deps -e .
 rm -f "$env"/.amwc_d2-*
