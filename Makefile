@@ -48,7 +48,7 @@ sanitize: env
 
 # Warnings are errors: a docstring that refers to a name that is not there, a module that does not load.
 docs: env
-	$(PY) -W error::UserWarning -m pdoc --docformat google --output-directory build/docs amwc_d2
+	$(PY) -W ignore::FutureWarning -W error::UserWarning -m pdoc --docformat google --output-directory build/docs amwc_d2
 
 wheel: env
 	tools/maintainer/check_wheel.sh $(PY)
