@@ -1,6 +1,6 @@
 """From the network's logits to the costs of the multiway cut.
 
-Signs (design, section 4): a class cost is minus the class logit, low = good; an edge cost is the
+Signs (docs/method.md): a class cost is minus the class logit, low = good; an edge cost is the
 affinity logit, positive = attractive = the logit of "same segment".
 
 Shape shorthand in this module:

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Draw the pictures of docs/solver.md from the benchmark's figures.
+"""Draw the pictures of docs/benchmarks/solver.md from the benchmark's figures.
 
 python tools/benchmarks/benchmark_solver.py --json solver.json
-python tools/benchmarks/plot_solver.py solver.json --output docs
+python tools/benchmarks/plot_solver.py solver.json --output docs/benchmarks
 """
 
 import argparse
@@ -160,7 +160,7 @@ def main(arguments=None):
     """Draw all pictures and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("figures", type=Path, help="JSON written by benchmark_solver.py")
-    parser.add_argument("--output", type=Path, default=Path("docs"))
+    parser.add_argument("--output", type=Path, default=Path("docs/benchmarks"))
     options = parser.parse_args(arguments)
     data = json.loads(options.figures.read_text())
     options.output.mkdir(parents=True, exist_ok=True)
