@@ -21,7 +21,8 @@ TINY = ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_
         "SOLVER.WARMUP_ITERS", "0", "MODEL.AMWC.NUM_LAMBDAS", "1", "INPUT.MIN_SIZE_TRAIN", "(64,)",
         "INPUT.CROP.SIZE", "(64,64)", "MODEL.SEM_SEG_HEAD.ASPP_CHANNELS", "16",
         "MODEL.INS_EMBED_HEAD.ASPP_CHANNELS", "16", "MODEL.AMWC.TARGET_FLIP_RATE", "0.01",
-        "DATASETS.TEST", "()", "MODEL.WEIGHTS", ""]  # fmt: skip
+        "MODEL.AMWC.CALIBRATION_IMAGES", "0", "DATASETS.TEST", "()",
+        "MODEL.WEIGHTS", ""]  # fmt: skip
 
 
 def config(repository, stage, folder, *options):
