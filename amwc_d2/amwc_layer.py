@@ -2,9 +2,10 @@
 
 Forward, the solver turns costs into classes x, segments z and cuts y. Backward (paper Algorithm 1,
 averaged as in equation 4), the gradient of the loss perturbs the costs, and the gradient of the
-costs is the difference that the perturbation makes to the solution (``estimators``). A loss on the
-panoptic labels z perturbs a *lifted* multiway cut, which has one label for each panoptic label
-(``AMWCLayer``); a loss on x and y perturbs the problem itself (``LabelLayer``).
+costs is the difference that the perturbation makes to the solution (``estimators``). A loss on x
+and y perturbs the problem itself (``AMWCLayer``, for any loss of your own); a loss on the panoptic
+labels z perturbs a *lifted* multiway cut, which has one label for each panoptic label
+(``MaskFunction``, for the PQ loss of ``losses.end_to_end``).
 
 The gradient is Vlastelica's ``-(1/lambda)(y - y_lambda)``. It is *not* multiplied by the incoming
 gradient again, and it is not linear in it: loss scaling (AMP's GradScaler) changes its direction.
@@ -16,95 +17,129 @@ Shape shorthand in this module:
 """
 
 import time
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from amwc_d2.edges import cut_edges
-from amwc_d2.estimators import ESTIMATORS, AMWCProblem, LiftedProblem, estimate
+from amwc_d2.estimators import (
+    AMWCProblem,
+    Estimator,
+    GradientConfig,
+    LiftedProblem,
+    Report,
+    SolverConfig,
+)
 from amwc_d2.solver_cython import solve_amwc_batch
 
 
-@dataclass
-class SolverSettings:
-    """How to solve, and how to differentiate (the formulas are in ``estimators``).
+class Labelling(NamedTuple):
+    """What the layer returns.
 
     Attributes:
-        distances: the D edge distances.
-        partitionable: bool (K,), thing classes.
-        method: of ``solve_amwc``.
-        num_threads: 0 = as many as the process may use.
-        estimator: the reference and the start of the perturbed solution.
-            ``same_solver``: the lifted problem solved afresh without and with the perturbation;
-            ``warm_start``: both solved by local moves from the forward solution;
-            ``literal``: Algorithm 1 as printed: the forward solution against a fresh solution at
-            lambda, two different heuristics, whose disagreement does not vanish without a
-            perturbation.
-        num_lambdas: N of equation 4.
-        lambda_range: lambda is uniform on it, drawn for every image and sample.
-        lambda_area: 0, or the largest segment, in cells, for which ``lambda_range`` is meant: the
-            lambda of a larger one is larger in proportion, as its PQ gradient a cell is smaller.
-        two_sided: kappa in [0, 1]: the reference is solved at minus kappa times lambda. 0 is the
-            one-sided difference, 1 the central one.
-        noise: standard deviation of Gaussian noise on all costs, shared by both sides.
-        proximal: rho >= 0, the pull of both sides towards the forward solution.
-        target_flip_rate: 0, or the share of cells that the perturbation should move; every
-            backward pass then steers ``lambda_scale`` towards it, by at most a tenth.
-        lambda_scale: factor of ``lambda_range``; not kept in checkpoints, it settles again.
-        generator: draws lambda and noise; the global one if None.
-        seconds: filled in: wall time of the last "forward" and "backward" solve.
-        flip_rate: filled in: share of cells that the perturbation moved (``estimate``).
+        x: float32 (N, K, H, W), one-hot classes, with a gradient.
+        y: float32 (N, D, 2, H, W), 1 where an edge is cut, at its anchor, with a gradient.
+        z: int64 (N, H, W), segments of each image from 0 without gaps; no gradient.
     """
 
-    distances: tuple[int, ...]
-    partitionable: np.ndarray
-    method: str = "fast"
-    num_threads: int = 0
-    estimator: str = "warm_start"
-    num_lambdas: int = 5
-    lambda_range: tuple[float, float] = (1.0, 5000.0)
-    lambda_area: float = 0.0
-    two_sided: float = 0.0
-    noise: float = 0.0
-    proximal: float = 0.0
-    target_flip_rate: float = 0.0
-    lambda_scale: float = 1.0
-    generator: torch.Generator | None = None
-    seconds: dict = field(default_factory=dict)
-    flip_rate: float = 0.0
+    x: Tensor
+    y: Tensor
+    z: Tensor
 
-    def __post_init__(self):
-        if self.estimator not in ESTIMATORS:
+
+class AMWCLayer(nn.Module):
+    """The asymmetric multiway cut between costs and any loss on its classes and cuts.
+
+    ::
+
+        layer = AMWCLayer(distances=[1, 4], partitionable=[False, True, True])
+        x, y, z = layer(node_costs, edge_costs)
+        loss = ((x - x_true) ** 2).mean() + ((y - y_true) ** 2).mean()
+        loss.backward()  # node_costs.grad and edge_costs.grad
+
+    Plain PyTorch; docs/examples/layer.py learns a scene with a loss of its own. The gradient is
+    Vlastelica's (https://arxiv.org/abs/1912.02175), averaged over ``num_samples`` values of lambda.
+    Choose ``lambda_range`` in the order of (margin of the costs) / (derivative of the loss per
+    cell): where lambda is too small nothing moves and the gradient is 0 (``report.flip_rate``).
+    """
+
+    def __init__(
+        self,
+        distances,
+        partitionable,
+        *,
+        method: str = "fast",
+        num_threads: int = 0,
+        num_samples: int = 5,
+        lambda_range: tuple[float, float] = (1.0, 5000.0),
+        two_sided: float = 0.0,
+        generator: torch.Generator | None = None,
+    ):
+        """
+        Args:
+            distances: D distinct ints >= 1, the edge distances.
+            partitionable: K bools, True for classes with any number of segments (things).
+            method: of ``solve_amwc``: "fast", "greedy" or "best".
+            num_threads: that solve images and perturbed problems; 0 = as many as the process may
+                use. Results do not depend on it.
+            num_samples: perturbed problems per image and backward pass.
+            lambda_range: (low, high); lambda is drawn uniformly for every image and sample.
+            two_sided: share of lambda in [0, 1] by which the reference is perturbed the other way.
+            generator: draws lambda; torch's global one if None.
+
+        Raises:
+            ValueError: names the wrong argument.
+        """
+        super().__init__()
+        self.estimator = Estimator(
+            SolverConfig(distances, partitionable, method, num_threads),
+            GradientConfig(
+                estimator="same_solver",
+                num_samples=num_samples,
+                lambda_range=tuple(lambda_range),
+                two_sided=two_sided,
+            ),
+            generator,
+        )
+
+    def forward(
+        self,
+        node_costs: Tensor,
+        edge_costs: Tensor,
+        grid_sizes=None,
+        report: Report | None = None,
+    ) -> Labelling:
+        """
+        Args:
+            node_costs: float (N, K, H, W), finite, lower is better.
+            edge_costs: float (N, D, 2, H, W), finite, positive is attractive. ``[n, d, 0, y, x]``
+                joins (y, x) and (y, x + distances[d]), ``[n, d, 1, y, x]`` joins (y, x) and
+                (y + distances[d], x); entries whose other end lies outside are ignored.
+            grid_sizes: N pairs (h, w) where images are padded at the right and the bottom: the
+                part that is image. Padding is 0 in x and y, and -1 in z.
+            report: filled in, if given: times, segments, and after backward the flip rate.
+
+        Raises:
+            ValueError, TypeError: shapes, dtypes or values are wrong (``solve_amwc``).
+        """
+        n, k, height, width = node_costs.shape
+        if (k, n) != (len(self.estimator.solver.partitionable), len(edge_costs)):
             raise ValueError(
-                f"MODEL.AMWC.ESTIMATOR must be one of {ESTIMATORS}, got '{self.estimator}'"
+                f"node_costs: expected shape (N, {len(self.estimator.solver.partitionable)}, H, W) "
+                f"and edge_costs of as many images, got {tuple(node_costs.shape)} and "
+                f"{tuple(edge_costs.shape)}"
             )
-        low, high = self.lambda_range
-        if not 0 < low <= high:
-            raise ValueError(
-                f"MODEL.AMWC.LAMBDA_RANGE must be (low, high), 0 < low <= high, got {low, high}"
-            )
-        if self.num_lambdas < 1:
-            raise ValueError(f"MODEL.AMWC.NUM_LAMBDAS must be >= 1, got {self.num_lambdas}")
-        if not 0 <= self.target_flip_rate < 1:
-            raise ValueError(
-                "MODEL.AMWC.TARGET_FLIP_RATE must be a share in [0, 1), such as 0.01, got "
-                f"{self.target_flip_rate}"
-            )
-        if not 0 <= self.two_sided <= 1:
-            raise ValueError(
-                "MODEL.AMWC.TWO_SIDED must be a share of lambda in [0, 1], 0 for one-sided "
-                f"differences, got {self.two_sided}"
-            )
-        for key in ("noise", "proximal", "lambda_area"):
-            if getattr(self, key) < 0:
-                raise ValueError(f"MODEL.AMWC.{key.upper()} must be >= 0, got {getattr(self, key)}")
-        if self.estimator == "literal" and (self.two_sided or self.noise or self.proximal):
-            raise ValueError(
-                "MODEL.AMWC.ESTIMATOR 'literal' is Algorithm 1 as printed: it takes neither "
-                "TWO_SIDED nor NOISE nor PROXIMAL. Use 'same_solver' or 'warm_start' with these."
-            )
+        grid_sizes = grid_sizes or [(height, width)] * n
+        report = report or Report()
+        node_costs, edge_costs = node_costs.float(), edge_costs.float()
+        solutions = solve(node_costs, edge_costs, grid_sizes, self.estimator.solver, report)
+        x, y = LabelFunction.apply(node_costs, edge_costs, solutions, self.estimator, report)
+        z = torch.full((n, height, width), -1)
+        for segments, solution, (h, w) in zip(z, solutions, grid_sizes):
+            segments[:h, :w] = torch.from_numpy(solution.segments)
+        return Labelling(x, y, z.to(node_costs.device))
 
 
 def to_arrays(costs: Tensor, grid_sizes) -> list[np.ndarray]:
@@ -113,12 +148,20 @@ def to_arrays(costs: Tensor, grid_sizes) -> list[np.ndarray]:
     return [np.ascontiguousarray(c[..., :h, :w]) for c, (h, w) in zip(batch, grid_sizes)]
 
 
-def solve(node_costs: Tensor, edge_costs: Tensor, grid_sizes, settings: SolverSettings):
+def solve(
+    node_costs: Tensor,
+    edge_costs: Tensor,
+    grid_sizes,
+    solver: SolverConfig,
+    report: Report | None = None,
+):
     """Solve a batch of asymmetric multiway cuts.
 
     Args:
         node_costs: float32 (N, K, H, W). edge_costs: float32 (N, D, 2, H, W), at the anchor.
         grid_sizes: N pairs (h, w): the part of the grid that is image, not padding.
+        solver: what to solve, and how.
+        report: its ``forward_seconds`` and ``segments`` are set, if given.
 
     Returns:
         N solutions of ``solve_amwc`` with arrays of shape (h, w).
@@ -127,30 +170,34 @@ def solve(node_costs: Tensor, edge_costs: Tensor, grid_sizes, settings: SolverSe
     solutions = solve_amwc_batch(
         to_arrays(node_costs, grid_sizes),
         to_arrays(edge_costs, grid_sizes),
-        settings.distances,
-        settings.partitionable,
-        method=settings.method,
-        num_threads=settings.num_threads,
+        solver.distances,
+        solver.partitionable,
+        method=solver.method,
+        num_threads=solver.num_threads,
     )
-    settings.seconds["forward"] = time.perf_counter() - start
+    if report is not None:
+        report.forward_seconds = time.perf_counter() - start
+        report.segments = float(np.mean([s.segments.max() + 1 for s in solutions]))
     return solutions
 
 
-class AMWCLayer(torch.autograd.Function):
+class MaskFunction(torch.autograd.Function):
     """Attaches the perturbation gradient to the predicted masks.
 
-    ``AMWCLayer.apply(node_costs, edge_costs, masks, channels, solutions, settings)`` returns
-    ``masks`` (N, J, H, W), the one-hot panoptic labels that ``solutions`` predict, now a function
-    of the costs. ``channels[n]`` (``pq_loss.Channels``) says what the J masks of image n are.
+    ``MaskFunction.apply(node_costs, edge_costs, masks, channels, solutions, estimator, report)``
+    returns ``masks`` (N, J, H, W), the one-hot panoptic labels that ``solutions`` predict, now a
+    function of the costs. ``channels[n]`` (``losses.pq.Channels``) says what the J masks of image n
+    are.
 
     The perturbation moves along ``dL/dmasks``; masked cells (all channels zero there) simply do
     not push.
     """
 
     @staticmethod
-    def forward(ctx, node_costs, edge_costs, masks, channels, solutions, settings):
+    def forward(ctx, node_costs, edge_costs, masks, channels, solutions, estimator, report):
         ctx.save_for_backward(node_costs, edge_costs)
-        ctx.channels, ctx.solutions, ctx.settings = channels, solutions, settings
+        ctx.channels, ctx.solutions = channels, solutions
+        ctx.estimator, ctx.report = estimator, report
         return masks.clone()
 
     @staticmethod
@@ -167,27 +214,27 @@ class AMWCLayer(torch.autograd.Function):
                 to_arrays(mask_gradient.float(), sizes),
             )
         ]
-        return *_gradients(problems, *costs, ctx.settings), None, None, None, None
+        return *_gradients(problems, *costs, ctx), None, None, None, None, None
 
 
-class LabelLayer(torch.autograd.Function):
+class LabelFunction(torch.autograd.Function):
     """Attaches the perturbation gradient to classes and cuts (paper A.4).
 
-    ``LabelLayer.apply(node_costs, edge_costs, solutions, settings)`` returns x, float32
+    ``LabelFunction.apply(node_costs, edge_costs, solutions, estimator, report)`` returns x, float32
     (N, K, H, W), the one-hot classes, and y, float32 (N, D, 2, H, W), the cuts at the edges'
     anchors, of ``solutions``; both are 0 in the padding. The perturbed problems are solved by the
-    solver of the forward pass, whatever ``settings.estimator`` says.
+    solver of the forward pass, whatever ``estimator.gradient.estimator`` says.
     """
 
     @staticmethod
-    def forward(ctx, node_costs, edge_costs, solutions, settings):
+    def forward(ctx, node_costs, edge_costs, solutions, estimator, report):
         ctx.save_for_backward(node_costs, edge_costs)
-        ctx.solutions, ctx.settings = solutions, settings
+        ctx.solutions, ctx.estimator, ctx.report = solutions, estimator, report
         x, y = torch.zeros(node_costs.shape), torch.zeros(edge_costs.shape)
         for n, s in enumerate(solutions):
             h, w = s.classes.shape
             x[n, :, :h, :w].scatter_(0, torch.from_numpy(s.classes).long()[None], 1)
-            y[n, ..., :h, :w] = cut_edges(torch.from_numpy(s.segments), settings.distances)
+            y[n, ..., :h, :w] = cut_edges(torch.from_numpy(s.segments), estimator.solver.distances)
         return x.to(node_costs.device), y.to(edge_costs.device)
 
     @staticmethod
@@ -204,7 +251,7 @@ class LabelLayer(torch.autograd.Function):
                 to_arrays(cut_gradient.float(), sizes),
             )
         ]
-        return *_gradients(problems, *costs, ctx.settings), None, None
+        return *_gradients(problems, *costs, ctx), None, None, None
 
 
 def _lift(node_costs, edge_costs, channels, solution, gradient) -> LiftedProblem:
@@ -219,13 +266,13 @@ def _lift(node_costs, edge_costs, channels, solution, gradient) -> LiftedProblem
     )
 
 
-def _gradients(problems, node_costs, edge_costs, settings):
-    """dL/dc_V and dL/dc_E, zero in the padding, on the costs' device; times the work."""
-    start = time.perf_counter()
+def _gradients(problems, node_costs, edge_costs, ctx):
+    """dL/dc_V and dL/dc_E, zero in the padding, on the costs' device."""
     node_gradient, edge_gradient = torch.zeros(node_costs.shape), torch.zeros(edge_costs.shape)
-    for n, (node, edge) in enumerate(estimate(problems, node_costs.shape[1], settings)):
+    for n, (node, edge) in enumerate(ctx.estimator(problems, ctx.report)):
         h, w = node.shape[-2:]
         node_gradient[n, :, :h, :w] = node
         edge_gradient[n, ..., :h, :w] = edge
-    settings.seconds["backward"] = time.perf_counter() - start
+    if ctx.report.on_backward:
+        ctx.report.on_backward(ctx.report)
     return node_gradient.to(node_costs.device), edge_gradient.to(edge_costs.device)

@@ -9,7 +9,20 @@ from detectron2.projects.panoptic_deeplab import add_panoptic_deeplab_config
 from detectron2.utils.file_io import PathManager
 from yaml import YAMLError
 
+from amwc_d2.config_names import Config, add_amwc_research_config, get_value
+
 logger = logging.getLogger(__name__)
+
+__all__ = [
+    "STAGES",
+    "add_amwc_config",
+    "add_amwc_research_config",
+    "from_keys",
+    "has_bfloat16",
+    "load_config",
+    "use_available_device",
+    "use_bfloat16",
+]
 
 STAGES = ("pretrain", "end_to_end")
 
@@ -76,10 +89,10 @@ def use_bfloat16(cfg):
     """Tell whether the network trains in bfloat16: the config wants it and the device can.
 
     Args:
-        cfg (CfgNode): reads ``MODEL.AMWC.BFLOAT16``, ``MODEL.DEVICE`` and ``SOLVER.AMP.ENABLED``,
+        cfg (CfgNode): reads ``SOLVER.AMP.BFLOAT16``, ``MODEL.DEVICE`` and ``SOLVER.AMP.ENABLED``,
             which is a mixed precision of its own.
     """
-    if not cfg.MODEL.AMWC.BFLOAT16 or cfg.SOLVER.AMP.ENABLED:
+    if not cfg.SOLVER.AMP.BFLOAT16 or cfg.SOLVER.AMP.ENABLED:
         return False
     return has_bfloat16(cfg.MODEL.DEVICE)
 
@@ -92,11 +105,34 @@ def has_bfloat16(device):
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
+def from_keys(factory, cfg, **keys):
+    """Call ``factory`` with values from a config; its errors then name the keys.
+
+    Args:
+        factory (callable): raises ValueErrors that begin with the name of the wrong argument.
+        cfg (CfgNode): the config.
+        keys (str): for each argument the key that has its value.
+
+    Returns:
+        what ``factory`` returns.
+
+    Raises:
+        ValueError: of ``factory``, with the key in place of the argument.
+    """
+    values = {argument: get_value(cfg, key) for argument, key in keys.items()}
+    try:
+        return factory(**values)
+    except ValueError as error:
+        argument, _, rest = str(error).partition(" ")
+        raise ValueError(f"{keys.get(argument, argument)} {rest}") from error
+
+
 def add_amwc_config(cfg):
     """Add all keys of AMWC to ``cfg`` (a Detectron2 ``CfgNode``), in place.
 
     Calls ``add_panoptic_deeplab_config`` first; call neither that nor ``add_deeplab_config``
-    yourself. Areas are in pixels of the image, distances in cells of the stride-4 grid.
+    yourself. Areas are in pixels of the image, distances in cells of the stride-4 grid. Old names
+    of keys still work in files and lists (``config_names``).
     """
     add_panoptic_deeplab_config(cfg)
     cfg.MODEL.META_ARCHITECTURE = "AMWCPanoptic"
@@ -119,6 +155,10 @@ def add_amwc_config(cfg):
     cfg.INPUT.CONTRAST = 0.0
     cfg.INPUT.SATURATION = 0.0
 
+    # Weight in the affinity loss of edges with at least one end on a thing (paper 4.2); times
+    # INPUT.SMALL_INSTANCE_WEIGHT on things below INPUT.SMALL_INSTANCE_AREA.
+    cfg.INPUT.THING_EDGE_WEIGHT = 4.0
+
     # The affinity head: Panoptic-DeepLab's instance branch with other outputs (paper A.6).
     head = cfg.MODEL.INS_EMBED_HEAD
     head.NAME = "AMWCAffinityHead"
@@ -127,8 +167,6 @@ def add_amwc_config(cfg):
     head.DISTANCES = [1, 4, 16, 32, 64]  # one classifier each (paper 3.1; Cityscapes adds 128)
     head.LOSS_WEIGHT = 0.25  # of every (distance, direction) term
     head.LOSS_TOP_K = 0.25  # share of the hardest edges that count
-    head.THING_EDGE_WEIGHT = 4.0  # edges with at least one end on a thing (paper 4.2)
-    # The small-object factor is INPUT.SMALL_INSTANCE_WEIGHT, below INPUT.SMALL_INSTANCE_AREA.
 
     # Learning rates by parameter: [[pattern, factor], ...]; the first pattern that matches the
     # parameter's name (as fnmatch does, such as "ins_embed_head.reduce.*") decides; otherwise 1.
@@ -142,6 +180,13 @@ def add_amwc_config(cfg):
     # An image that cannot be read, an evaluation that fails, a checkpoint or a log that cannot be
     # written: False logs and counts it and trains on, True ends the training.
     cfg.STRICT = False
+    # On images with ground truth, the truth replaces the class costs ("semantic", paper A.8), the
+    # edge costs ("affinity") or "both": upper bounds, not results.
+    cfg.TEST.ORACLE = ""
+    # Train the network (not losses, costs and solver) in bfloat16 where MODEL.DEVICE has the
+    # instructions (a GPU of compute capability 8.0, a CPU with AVX512-BF16 or AMX): half the time.
+    # Needs no loss scaling, so that stage 2 takes it, unlike SOLVER.AMP.ENABLED. False: float32.
+    cfg.SOLVER.AMP.BFLOAT16 = True
 
     amwc = cfg.MODEL.AMWC = CN()
     amwc.STAGE = "pretrain"  # "pretrain": cross-entropy; "end_to_end": PQ through the solver
@@ -152,49 +197,33 @@ def add_amwc_config(cfg):
     # Labels of cells to labels of pixels: "refine" chooses between the segments around a pixel by
     # their costs, "nearest" takes the nearest cell's (the paper), which leaves staircases.
     amwc.UPSAMPLING = "refine"
-    amwc.SOLVER_METHOD = "fast"  # "fast", "greedy" (Algorithm 2) or "best"
-    # Train the network (not losses, costs and solver) in bfloat16 where MODEL.DEVICE has the
-    # instructions (a GPU of compute capability 8.0, a CPU with AVX512-BF16 or AMX): half the time.
-    # Needs no loss scaling. False: always float32.
-    amwc.BFLOAT16 = True
-    amwc.NUM_THREADS = 0  # threads that solve images; 0: as many as the process may use
-    # At inference on images with ground truth, the truth replaces the class costs ("semantic",
-    # paper A.8), the edge costs ("affinity") or "both": upper bounds, not results.
-    amwc.ORACLE = ""
+    amwc.SOLVER = CN()
+    amwc.SOLVER.METHOD = "fast"  # "fast", "greedy" (Algorithm 2) or "best"
+    amwc.SOLVER.NUM_THREADS = 0  # that solve images; 0: as many as the process may use
     # Training images that stage 1 holds back, at most a fifth, and on which the scales and offsets
     # of the costs are fitted to PQ at its end (engine/calibration.py). 0: no calibration.
     amwc.CALIBRATION_IMAGES = 60
     # Use the scales and offsets that the checkpoint holds; False: the network's logits as they are.
     amwc.CALIBRATED = True
 
-    # Stage 2. The gradient through the solver (Algorithm 1, equation 4; formulas: estimators.py).
-    amwc.ESTIMATOR = "warm_start"  # "same_solver", "warm_start" or "literal"
-    amwc.NUM_LAMBDAS = 5  # N
-    amwc.LAMBDA_RANGE = [1.0, 5000.0]  # lambda is uniform on it, drawn for every image and sample
-    amwc.LAMBDA_AREA = 0.0  # > 0: segments of more cells get a lambda larger in proportion
-    amwc.TARGET_FLIP_RATE = 0.0  # > 0: lambda is steered until this share of cells moves
-    amwc.TWO_SIDED = 0.0  # the reference is solved at minus this times lambda; 1 = central
-    amwc.NOISE = 0.0  # standard deviation of the noise on all costs, shared by both sides
-    amwc.PROXIMAL = 0.0  # rho: pull of both sides towards the forward solution
-    amwc.COST_DROPOUT = 0.1  # share of pixels (class costs) and of edges set to zero
-    amwc.NORMALIZE_COSTS = False  # take the gradient's part along the costs away (cost collapse)
-    amwc.TRAINED_LAYERS = "classifiers"  # "classifiers" (paper), "heads", "decoders" or "all"
+    # Stage 2. Which layers train: "classifiers" (paper), "heads", "decoders" or "all".
+    amwc.TRAINED_LAYERS = "heads"
     amwc.LEARN_COST_SCALES = False  # train the cost scales and offsets of costs.py as well
+    amwc.COST_DROPOUT = 0.1  # share of pixels (class costs) and of edges set to zero
+    # The gradient through the solver (Algorithm 1, equation 4; formulas: estimators.py).
+    amwc.GRADIENT = CN()
+    amwc.GRADIENT.ESTIMATOR = "warm_start"  # "same_solver", "warm_start" or "literal"
+    amwc.GRADIENT.NUM_SAMPLES = 5  # N
+    amwc.GRADIENT.LAMBDA_RANGE = [1.0, 5000.0]  # lambda is uniform on it, for image and sample
     # Its losses, by weight; 0 = off.
-    # 1 - PQ surrogate (equation 6). Its weight scales the perturbation, not the gradient's size.
-    amwc.PQ_LOSS = CN()
-    amwc.PQ_LOSS.WEIGHT = 10.0  # w (Cityscapes 10, COCO 100)
-    amwc.PQ_LOSS.SURROGATE = "symmetric"  # "paper" (equation 6), "authors" or "symmetric"
-    amwc.PQ_LOSS.MISS_WEIGHT = 0.1  # way back for missed objects, which equation 6 leaves out
-    # Compare cells with all their pixels, as the metric does; False: with their centre (the paper).
-    amwc.PQ_LOSS.FULL_RESOLUTION = True
-    # Losses on classes and on cuts (equations 7 and 8). Weight as above.
-    amwc.SEPARATE_LOSS = CN()
-    amwc.SEPARATE_LOSS.WEIGHT = 0.0
-    # Cost of the true labelling beyond that of the solution: no backward solve.
-    amwc.FENCHEL_YOUNG_LOSS = CN()
-    amwc.FENCHEL_YOUNG_LOSS.WEIGHT = 0.0
-    amwc.FENCHEL_YOUNG_LOSS.NOISE = 0.0  # on the costs of the solution: a margin, one solve more
+    amwc.LOSS = CN()
+    # 1 - PQ surrogate (equation 6). Its weight scales the perturbation, not the gradient's size:
+    # w (Cityscapes 10, COCO 100).
+    amwc.LOSS.PQ_WEIGHT = 10.0
+    # "symmetric", which compares cells with all their pixels and gives missed objects a way back,
+    # "paper" (equation 6) or "authors", both on the grid.
+    amwc.LOSS.SURROGATE = "symmetric"
     # Stage 1's losses, as a regulariser; alone, they are the control "continued cross-entropy".
-    amwc.CROSS_ENTROPY_LOSS = CN()
-    amwc.CROSS_ENTROPY_LOSS.WEIGHT = 0.0
+    amwc.LOSS.CROSS_ENTROPY_WEIGHT = 0.0
+
+    object.__setattr__(cfg, "__class__", Config)  # takes old names, refuses keys without effect

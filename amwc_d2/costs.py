@@ -28,10 +28,13 @@ class Costs(nn.Module):
         Args:
             num_classes, num_distances: K and D.
             dropout: share in [0, 1) of costs set to 0 by ``drop``.
+
+        Raises:
+            ValueError: the dropout is out of its range.
         """
         super().__init__()
         if not 0 <= dropout < 1:
-            raise ValueError(f"MODEL.AMWC.COST_DROPOUT must be in [0, 1), got {dropout}")
+            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         self.dropout = dropout
         self.class_scale = nn.Parameter(torch.ones(()))
         self.class_offset = nn.Parameter(torch.zeros(num_classes))

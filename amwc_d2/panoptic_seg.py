@@ -1,4 +1,4 @@
-"""AMWCPanoptic: one image's way from pixels to a panoptic labelling.
+"""AMWCPanoptic: from an image to its panoptic segmentation.
 
 Shape shorthand in this module:
 
@@ -8,12 +8,13 @@ Shape shorthand in this module:
 
 import logging
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from detectron2.config import configurable
+from detectron2.layers import ASPP
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_sem_seg_head
 from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.projects.panoptic_deeplab import build_ins_embed_branch
@@ -24,13 +25,15 @@ from detectron2.utils.memory import retry_if_cuda_oom
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amwc_d2.amwc_layer import SolverSettings, solve, to_arrays
-from amwc_d2.config import STAGES, use_bfloat16
+from amwc_d2.amwc_layer import solve, to_arrays
+from amwc_d2.config import STAGES, from_keys
+from amwc_d2.config_names import check_keys_without_effect
 from amwc_d2.costs import Costs, check_finite
 from amwc_d2.data.images import check_pixels
 from amwc_d2.data.model_card import FAR, model_metadata, read_card
 from amwc_d2.edges import VOID, at_cell_centres
-from amwc_d2.evaluation.oracle import ORACLES, missing_truth, oracle_costs
+from amwc_d2.estimators import Estimator, GradientConfig, Report, SolverConfig
+from amwc_d2.freezing import TRAINED_LAYERS, freeze_all_but
 from amwc_d2.losses.affinity import affinity_loss, affinity_targets
 from amwc_d2.losses.end_to_end import EndToEndLoss, Truth
 from amwc_d2.post_processing import (
@@ -43,7 +46,8 @@ from amwc_d2.solver_cython import lower_bound
 
 logger = logging.getLogger(__name__)
 
-TRAINED_LAYERS = ("classifiers", "heads", "decoders", "all")
+# Keys of MODEL.AMWC.RESEARCH that are arguments of GradientConfig; the others are EndToEndLoss's.
+OF_THE_GRADIENT = {"LAMBDA_AREA", "TARGET_FLIP_RATE", "TWO_SIDED", "NOISE", "PROXIMAL"}
 
 
 @dataclass
@@ -74,24 +78,20 @@ class AMWCPanoptic(nn.Module):
         sem_seg_head: nn.Module,
         ins_embed_head: nn.Module,
         costs: Costs,
-        solver: SolverSettings,
         criterion: EndToEndLoss,
         thing_ids,
         pixel_mean,
         pixel_std,
-        size_divisibility: tuple[int, int] = (16, 16),
         affinity_weight: float = 0.25,
         affinity_top_k: float = 0.25,
         stage: str = "pretrain",
-        trained_layers: str = "classifiers",
+        trained_layers: str = "heads",
         learn_cost_scales: bool = False,
         cross_entropy_weight: float = 0.0,
-        bfloat16: bool = False,
         thing_area: int = 200,
         stuff_area: int = 2048,
         upsampling: str = "refine",
         calibrated: bool = True,
-        oracle: str = "",
         report_bound: bool = False,
         card: dict | None = None,
     ):
@@ -101,28 +101,22 @@ class AMWCPanoptic(nn.Module):
             sem_seg_head: a ``PanopticDeepLabSemSegHead``.
             ins_embed_head: an ``AMWCAffinityHead``.
             costs: logits -> costs.
-            solver: how to solve and to differentiate the multiway cut.
-            criterion: stage 2's losses, weighted.
+            criterion: stage 2's losses, weighted; its ``solver`` is the one of inference, too.
             thing_ids: contiguous ids of the thing classes (which may have many segments).
             pixel_mean, pixel_std: per channel, in the order of INPUT.FORMAT.
-            size_divisibility: images are padded to multiples of this (height, width).
             affinity_weight, affinity_top_k: stage 1's affinity loss.
             stage: "pretrain" or "end_to_end".
-            trained_layers: what stage 2 trains: "classifiers" (the class predictor and the last
-                two layers of every affinity classifier, paper 4.2), "heads" (all after the
-                decoders), "decoders" (those too) or "all".
+            trained_layers: what stage 2 trains (``freezing.freeze_all_but``).
             learn_cost_scales: train the scales and offsets of ``costs`` in stage 2.
             cross_entropy_weight: weight that stage 1's losses have in stage 2.
-            bfloat16: train the network in that precision; losses, costs and solver in float32.
             thing_area, stuff_area: smaller segments become void, in pixels of the image.
             upsampling: from labels of cells to labels of pixels (``refinement.UPSAMPLING``).
             calibrated: take scales and offsets of ``costs`` from checkpoints; False: keep 1 and 0.
-            oracle: costs that the ground truth replaces at inference (``oracle.ORACLES``).
             report_bound: bound the optimum of every multiway cut at inference.
             card: what came with the weights (``data/model_card.py``), None if nothing did.
 
         Raises:
-            ValueError: an unknown stage, set of layers, upsampling or oracle; no loss in stage 2.
+            ValueError: an unknown stage, set of layers or upsampling; no loss in stage 2.
         """
         super().__init__()
         if stage not in STAGES:
@@ -133,36 +127,32 @@ class AMWCPanoptic(nn.Module):
             )
         if stage == "end_to_end" and not (criterion.any_weight or cross_entropy_weight):
             raise ValueError(
-                "stage 2 (MODEL.AMWC.STAGE 'end_to_end') has no loss: PQ_LOSS.WEIGHT, "
-                "SEPARATE_LOSS.WEIGHT, FENCHEL_YOUNG_LOSS.WEIGHT and CROSS_ENTROPY_LOSS.WEIGHT of "
-                "MODEL.AMWC are all 0. Set one of them above 0."
+                "stage 2 (MODEL.AMWC.STAGE 'end_to_end') has no loss: PQ_WEIGHT and "
+                "CROSS_ENTROPY_WEIGHT of MODEL.AMWC.LOSS (and those of MODEL.AMWC.RESEARCH) are "
+                "all 0. Set one of them above 0."
             )
         if upsampling not in UPSAMPLING:
             raise ValueError(
                 f"MODEL.AMWC.UPSAMPLING must be one of {UPSAMPLING}, got '{upsampling}'"
             )
-        if oracle not in ORACLES:
-            raise ValueError(f"MODEL.AMWC.ORACLE must be one of {ORACLES}, got '{oracle}'")
         self.backbone = backbone
         self.sem_seg_head = sem_seg_head
         self.ins_embed_head = ins_embed_head
         self.costs = costs
-        self.solver = solver
         self.criterion = criterion
+        self.solver = criterion.solver
         self.thing_ids = frozenset(thing_ids)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
-        self.size_divisibility = size_divisibility
+        self.size_divisibility = input_divisibility(self)
         self.stride = sem_seg_head.common_stride
         self.affinity_weight = affinity_weight
         self.affinity_top_k = affinity_top_k
         self.stage = stage
         self.cross_entropy_weight = cross_entropy_weight
-        self.bfloat16 = bfloat16
         self.thing_area = thing_area
         self.stuff_area = stuff_area
         self.upsampling = upsampling
-        self.oracle = oracle
         self.report_bound = report_bound
         self.card = card
         self._warned = False  # of an image of another magnification
@@ -172,13 +162,12 @@ class AMWCPanoptic(nn.Module):
         for p in self.costs.parameters():
             # Without a loss through the solver nothing reaches them, and DDP would wait for it.
             p.requires_grad = stage == "end_to_end" and learn_cost_scales and criterion.any_weight
-        if bfloat16:
-            self.to(memory_format=torch.channels_last)
         if stage == "end_to_end":
-            self._freeze_all_but(trained_layers)
+            freeze_all_but(trained_layers, sem_seg_head, ins_embed_head, backbone)
 
     @classmethod
     def from_config(cls, cfg):
+        check_keys_without_effect(cfg)
         amwc = cfg.MODEL.AMWC
         card = read_card(cfg.MODEL.WEIGHTS)
         metadata = model_metadata(cfg, card)
@@ -188,57 +177,58 @@ class AMWCPanoptic(nn.Module):
         num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
         # A generator of its own, so that N changes neither the data order nor the dropout.
         seed = cfg.SEED + comm.get_rank() if cfg.SEED >= 0 else torch.initial_seed()
-        solver = SolverSettings(
-            distances=tuple(head.DISTANCES),
-            partitionable=np.isin(np.arange(num_classes), sorted(thing_ids)),
-            method=amwc.SOLVER_METHOD,
-            num_threads=amwc.NUM_THREADS,
-            estimator=amwc.ESTIMATOR,
-            num_lambdas=amwc.NUM_LAMBDAS,
-            lambda_range=tuple(amwc.LAMBDA_RANGE),
-            lambda_area=amwc.LAMBDA_AREA,
-            two_sided=amwc.TWO_SIDED,
-            noise=amwc.NOISE,
-            proximal=amwc.PROXIMAL,
-            target_flip_rate=amwc.TARGET_FLIP_RATE,
-            generator=torch.Generator().manual_seed(seed),
+        research = amwc.get("RESEARCH", {})
+        solver = from_keys(
+            partial(
+                SolverConfig,
+                partitionable=np.isin(np.arange(num_classes), sorted(thing_ids)),
+            ),
+            cfg,
+            distances="MODEL.INS_EMBED_HEAD.DISTANCES",
+            method="MODEL.AMWC.SOLVER.METHOD",
+            num_threads="MODEL.AMWC.SOLVER.NUM_THREADS",
         )
+        gradient = from_keys(
+            GradientConfig,
+            cfg,
+            estimator="MODEL.AMWC.GRADIENT.ESTIMATOR",
+            num_samples="MODEL.AMWC.GRADIENT.NUM_SAMPLES",
+            lambda_range="MODEL.AMWC.GRADIENT.LAMBDA_RANGE",
+            **{k.lower(): f"MODEL.AMWC.RESEARCH.{k}" for k in research if k in OF_THE_GRADIENT},
+        )
+        criterion = from_keys(
+            partial(
+                EndToEndLoss,
+                Estimator(solver, gradient, torch.Generator().manual_seed(seed)),
+                cells_per_area=cfg.MODEL.SEM_SEG_HEAD.COMMON_STRIDE**-2,
+            ),
+            cfg,
+            thing_area="MODEL.AMWC.THING_AREA",
+            stuff_area="MODEL.AMWC.STUFF_AREA",
+            pq_weight="MODEL.AMWC.LOSS.PQ_WEIGHT",
+            surrogate="MODEL.AMWC.LOSS.SURROGATE",
+            **{k.lower(): f"MODEL.AMWC.RESEARCH.{k}" for k in research if k not in OF_THE_GRADIENT},
+        )
+        costs = partial(Costs, num_classes, len(head.DISTANCES))
         return {
             "backbone": backbone,
             "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
             "ins_embed_head": build_ins_embed_branch(cfg, backbone.output_shape()),
-            "costs": Costs(num_classes, len(head.DISTANCES), dropout=amwc.COST_DROPOUT),
-            "solver": solver,
-            "criterion": EndToEndLoss(
-                solver,
-                cells_per_area=cfg.MODEL.SEM_SEG_HEAD.COMMON_STRIDE**-2,
-                thing_area=amwc.THING_AREA,
-                stuff_area=amwc.STUFF_AREA,
-                pq_weight=amwc.PQ_LOSS.WEIGHT,
-                surrogate=amwc.PQ_LOSS.SURROGATE,
-                miss_weight=amwc.PQ_LOSS.MISS_WEIGHT,
-                full_resolution=amwc.PQ_LOSS.FULL_RESOLUTION,
-                separate_weight=amwc.SEPARATE_LOSS.WEIGHT,
-                fenchel_young_weight=amwc.FENCHEL_YOUNG_LOSS.WEIGHT,
-                fenchel_young_noise=amwc.FENCHEL_YOUNG_LOSS.NOISE,
-                normalize_costs=amwc.NORMALIZE_COSTS,
-            ),
+            "costs": from_keys(costs, cfg, dropout="MODEL.AMWC.COST_DROPOUT"),
+            "criterion": criterion,
             "thing_ids": thing_ids,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
-            "size_divisibility": tuple(cfg.INPUT.CROP.SIZE) if cfg.INPUT.CROP.ENABLED else (32, 32),
             "affinity_weight": head.LOSS_WEIGHT,
             "affinity_top_k": head.LOSS_TOP_K,
             "stage": amwc.STAGE,
             "trained_layers": amwc.TRAINED_LAYERS,
             "learn_cost_scales": amwc.LEARN_COST_SCALES,
-            "cross_entropy_weight": amwc.CROSS_ENTROPY_LOSS.WEIGHT,
-            "bfloat16": use_bfloat16(cfg),
+            "cross_entropy_weight": amwc.LOSS.CROSS_ENTROPY_WEIGHT,
             "thing_area": amwc.THING_AREA,
             "stuff_area": amwc.STUFF_AREA,
             "upsampling": amwc.UPSAMPLING,
             "calibrated": amwc.CALIBRATED,
-            "oracle": amwc.ORACLE,
             "report_bound": cfg.TEST.LOWER_BOUND,
             "card": card,
         }
@@ -246,30 +236,6 @@ class AMWCPanoptic(nn.Module):
     @property
     def device(self):
         return self.pixel_mean.device
-
-    # ---- what trains ---------------------------------------------------------------------------
-
-    def _freeze_all_but(self, trained_layers: str) -> None:
-        """Stage 2 trains the given layers and, as always, the costs' own parameters if asked.
-
-        Batch norm is frozen in all of them.
-        """
-        modules = [self.sem_seg_head.predictor]
-        modules += [m for c in self.ins_embed_head.classifiers for m in (c.conv2, c.predictor)]
-        if trained_layers in ("heads", "decoders"):
-            modules += [self.sem_seg_head.head, self.ins_embed_head.reduce]
-            modules += [c.conv1 for c in self.ins_embed_head.classifiers]
-        if trained_layers == "decoders":
-            modules += [self.sem_seg_head.decoder, self.ins_embed_head.decoder]
-        if trained_layers == "all":
-            modules = [self.backbone, self.sem_seg_head, self.ins_embed_head]
-        for module in (self.backbone, self.sem_seg_head, self.ins_embed_head):
-            module.requires_grad_(False)
-        for module in modules:
-            module.requires_grad_(True)
-        for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.requires_grad_(False)
 
     def train(self, mode: bool = True):
         """As ``nn.Module.train``; in stage 2 batch norm and dropout of the network stay frozen."""
@@ -279,7 +245,7 @@ class AMWCPanoptic(nn.Module):
                 module.eval()
         return self
 
-    # ---- the way of an image -------------------------------------------------------------------
+    # ---- forward pass --------------------------------------------------------------------------
 
     def forward(self, batched_inputs: list[dict]):
         """
@@ -304,22 +270,11 @@ class AMWCPanoptic(nn.Module):
         """
         if not self.training:
             return self.label(batched_inputs, self.predict(batched_inputs))
-        start = time.perf_counter()
         images = self.preprocess(batched_inputs)
-        class_logits, affinity_logits = self.training_logits(images.tensor)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # reading the losses would wait for it as well
-        seconds = {"time/network": time.perf_counter() - start}
+        logits = (x.float().contiguous() for x in self.logits(images.tensor))  # autocast ends here
         if self.stage == "pretrain":
-            losses = self.pretrain_losses(batched_inputs, images, class_logits, affinity_logits)
-            solver_seconds = 0.0
-        else:
-            losses = self.end_to_end_loss(batched_inputs, images, class_logits, affinity_logits)
-            solver_seconds = self.solver.seconds["forward"]
-        others = seconds["time/network"] + solver_seconds
-        seconds["time/criterion"] = time.perf_counter() - start - others
-        get_event_storage().put_scalars(**seconds)
-        return losses
+            return self.pretrain_losses(batched_inputs, images, *logits)
+        return self.end_to_end_loss(batched_inputs, images, *logits)
 
     def preprocess(self, batched_inputs) -> ImageList:
         """Normalise, and pad height and width separately to what the network needs."""
@@ -351,19 +306,6 @@ class AMWCPanoptic(nn.Module):
         features = self.backbone(images)
         class_logits = self.sem_seg_head.layers(features)
         return class_logits, self.ins_embed_head(features, class_logits)
-
-    def precision(self):
-        """The network's context: ``bfloat16`` while training, if asked for, or the caller's own."""
-        if self.bfloat16 and self.training:
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return nullcontext()
-
-    def training_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """``logits``, computed in ``precision`` and given in float32."""
-        layout = torch.channels_last if self.bfloat16 else torch.contiguous_format
-        with self.precision():
-            class_logits, affinity_logits = self.logits(images.to(memory_format=layout))
-        return class_logits.float().contiguous(), affinity_logits.float().contiguous()
 
     def predict_costs(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The network's half: normalised, padded images -> node and edge costs.
@@ -417,7 +359,9 @@ class AMWCPanoptic(nn.Module):
     def end_to_end_loss(self, batched_inputs, images, class_logits, affinity_logits):
         """Panoptic quality of the multiway cut, with a gradient through the solver (paper 3.3)."""
         node_costs, edge_costs = self.costs(class_logits, affinity_logits)
-        node_costs, edge_costs = self.costs.drop(node_costs, edge_costs, self.solver.generator)
+        node_costs, edge_costs = self.costs.drop(
+            node_costs, edge_costs, self.criterion.estimator.generator
+        )
         check_finite(node_costs, edge_costs)
         weights = self._on_grid(batched_inputs, "sem_seg_weights", "affinity_weights")
         truth = Truth(
@@ -426,14 +370,31 @@ class AMWCPanoptic(nn.Module):
             [x["segment_crowd"] for x in batched_inputs],
             *(weight.cpu() for weight in weights),
         )
-        losses, scalars = self.criterion(
+        losses, report = self.criterion(
             node_costs, edge_costs, self._grid_sizes(images.image_sizes), truth
         )
-        get_event_storage().put_scalars(**scalars)
+        self._log(report, losses)
         if self.cross_entropy_weight:
             stage_1 = self.pretrain_losses(batched_inputs, images, class_logits, affinity_logits)
             losses.update({k: self.cross_entropy_weight * v for k, v in stage_1.items()})
         return losses
+
+    def _log(self, report: Report, losses) -> None:
+        """Scalars of the step: those of the forward pass now, the others when backward has run."""
+        storage = get_event_storage()
+        storage.put_scalar("time/solver_forward", report.forward_seconds)
+        if losses:
+            storage.put_scalar("amwc/segments", report.segments)
+        if "loss_pq" in losses:
+            value = losses["loss_pq"].item() / self.criterion.pq_weight
+            storage.put_scalar("amwc/pq_surrogate", 1 - value)
+        report.on_backward = lambda done: storage.put_scalars(
+            **{
+                "amwc/flip_rate": done.flip_rate,
+                "amwc/lambda_scale": done.lambda_scale,
+                "time/solver_backward": done.backward_seconds,
+            }
+        )
 
     # ---- inference -----------------------------------------------------------------------------
 
@@ -473,11 +434,10 @@ class AMWCPanoptic(nn.Module):
         """Solve, refine, drop small segments (paper 4.1); see ``forward`` for the results."""
         grid_sizes = self._grid_sizes(prediction.image_sizes)
         costs = prediction.node_costs, prediction.edge_costs
-        if self.oracle:
-            costs = self._true_costs(batched_inputs, *costs)
         arrays = [to_arrays(c, grid_sizes) for c in costs]
-        solutions = solve(*costs, grid_sizes, self.solver)
-        seconds = self.solver.seconds["forward"] / len(solutions)
+        report = Report()
+        solutions = solve(*costs, grid_sizes, self.solver, report)
+        seconds = report.forward_seconds / len(solutions)
         sizes = [
             (x.get("height", size[0]), x.get("width", size[1]))
             for x, size in zip(batched_inputs, prediction.image_sizes)
@@ -533,14 +493,6 @@ class AMWCPanoptic(nn.Module):
                 result["amwc"].update(self._bound(*cost, result["amwc"]["objective"]))
         return results
 
-    def _true_costs(self, batched_inputs, node_costs, edge_costs):
-        """The costs with those of ``oracle`` replaced by the truth that came with the images."""
-        for x in batched_inputs:
-            if "grid_truth" not in x:
-                raise ValueError(missing_truth(x))
-        truths = [x["grid_truth"] for x in batched_inputs]
-        return oracle_costs(node_costs, edge_costs, truths, self.solver.distances, self.oracle)
-
     def _bound(self, node_costs, edge_costs, objective) -> dict[str, float]:
         """A bound that no solution is below, and the gap to it in percent of the objective."""
         bound = lower_bound(
@@ -562,3 +514,15 @@ class AMWCPanoptic(nn.Module):
 def _keep_state(module, state_dict, prefix, *_):
     """``load_state_dict`` of ``module`` changes nothing."""
     state_dict.update({prefix + name: value for name, value in module.state_dict().items()})
+
+
+def input_divisibility(model: nn.Module) -> tuple[int, int]:
+    """What height and width of the network's input must be multiples of.
+
+    ASPP's pooling, where it has a size (that of the training crops), must fit into the backbone's
+    coarsest features a whole number of times.
+    """
+    stride = max(shape.stride for shape in model.backbone.output_shape().values())
+    pooled = [m.pool_kernel_size for m in model.modules() if isinstance(m, ASPP)]
+    sizes = [(stride * height, stride * width) for height, width in filter(None, pooled)]
+    return tuple(map(max, zip(*sizes))) if sizes else (32, 32)

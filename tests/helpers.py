@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from detectron2.modeling import build_model
 
-from amwc_d2.amwc_layer import SolverSettings
 from amwc_d2.config import load_config
 from amwc_d2.data.target_generator import AMWCTargetGenerator
 from amwc_d2.data.toy_scenes import CATEGORIES, draw_scene
 from amwc_d2.edges import cut_edges, edge_exists
+from amwc_d2.estimators import Estimator, GradientConfig, SolverConfig
 
 DATASETS = Path(os.environ["DETECTRON2_DATASETS"])  # the throw-away folder of conftest.py
 DISTANCES = (1, 2)
@@ -44,9 +44,10 @@ def toy_batch(sizes, cfg=None):
     return batch
 
 
-def settings(**kwargs):
-    args = {"distances": DISTANCES, "partitionable": np.array([False, False, True])} | kwargs
-    return SolverSettings(**args)
+def make_estimator(generator=None, lambda_scale=1.0, num_threads=0, **gradient):
+    """An estimator for the problems of ``scene``."""
+    solver = SolverConfig(DISTANCES, np.array([False, False, True]), num_threads=num_threads)
+    return Estimator(solver, GradientConfig(**gradient), generator, lambda_scale)
 
 
 def scene(seed=0, n=2, height=8, width=10):

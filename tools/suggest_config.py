@@ -112,7 +112,7 @@ def suggest(train, val):
     for key, mask, what in (("THING_AREA", is_thing, "things"), ("STUFF_AREA", ~is_thing, "stuff")):
         put(f"MODEL.AMWC.{key}", *_area_limit(train, segments[mask], what))
     if _has_fast_bfloat16():
-        put("MODEL.AMWC.BFLOAT16", True, "this CPU has AVX512-BF16: half the time of a step")
+        put("SOLVER.AMP.BFLOAT16", True, "this CPU has AVX512-BF16: half the time of a step")
     put("DATASETS.TRAIN", (train.name,), "")
     put("DATASETS.TEST", (val.name,), "")
     _put_input(put, train)
@@ -381,9 +381,9 @@ def write_configs(names, folder=None):
         "MODEL.WEIGHTS": (f"{output}/model_final.pth", ""),
         "MODEL.AMWC.STAGE": ("end_to_end", ""),
         "MODEL.AMWC.TRAINED_LAYERS": ("heads", "gains more than the paper's classifiers"),
-        "MODEL.AMWC.LAMBDA_RANGE": (lambda_range, lambda_reason),
-        "MODEL.AMWC.NUM_LAMBDAS": (3, ""),
-        "MODEL.AMWC.PQ_LOSS.WEIGHT": (PQ_WEIGHT, ""),
+        "MODEL.AMWC.GRADIENT.LAMBDA_RANGE": (lambda_range, lambda_reason),
+        "MODEL.AMWC.GRADIENT.NUM_SAMPLES": (3, ""),
+        "MODEL.AMWC.LOSS.PQ_WEIGHT": (PQ_WEIGHT, ""),
         "SOLVER.IMS_PER_BATCH": (12, ""),
         "SOLVER.BASE_LR": (0.0004, "two and a half times as much has destroyed a model"),
         "SOLVER.MAX_ITER": (200, ""),

@@ -9,7 +9,7 @@ trains that config (stage 1), then the one called ..._e2e.yaml beside it (stage 
 Interrupted or killed, the same command goes on where it was; a stage that is finished is only
 evaluated. The table sets both models beside
 the grid ceiling: the ground truth brought to the solver's grid and back. With --oracle, also beside
-the last model with the truth in place of some of its costs (MODEL.AMWC.ORACLE). All of it is on the
+the last model with the truth in place of some of its costs (TEST.ORACLE). All of it is on the
 first dataset of DATASETS.TEST.
 """
 
@@ -73,7 +73,7 @@ def evaluate_oracle(config, checkpoint, oracle, opts):
     """The results of a model that is told some of its costs, in a folder beside its own."""
     folder = checkpoint.parent
     run("train_net.py", "--config-file", config, "--eval-only", *opts, "MODEL.WEIGHTS", checkpoint,
-        "OUTPUT_DIR", folder, "MODEL.AMWC.ORACLE", oracle)  # fmt: skip
+        "OUTPUT_DIR", folder, "TEST.ORACLE", oracle)  # fmt: skip
     return json.loads((folder / f"inference_{oracle}_oracle/results.json").read_text())["results"]
 
 

@@ -50,7 +50,7 @@ class AMWCTargetGenerator:
         return cls(
             ignore_label=meta.ignore_label,
             thing_ids=meta.thing_dataset_id_to_contiguous_id.values(),
-            thing_edge_weight=cfg.MODEL.INS_EMBED_HEAD.THING_EDGE_WEIGHT,
+            thing_edge_weight=cfg.INPUT.THING_EDGE_WEIGHT,
             small_instance_area=cfg.INPUT.SMALL_INSTANCE_AREA,
             small_instance_weight=cfg.INPUT.SMALL_INSTANCE_WEIGHT,
             ignore_crowd_in_semantic=cfg.INPUT.IGNORE_CROWD_IN_SEMANTIC,

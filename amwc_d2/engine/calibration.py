@@ -119,7 +119,7 @@ class Quality:
     """True PQ (IoU above one half, small segments rejected, sums over all images) of outputs.
 
     Attributes:
-        solver: ``SolverSettings``. stride: pixels of the network's input in a cell.
+        solver: ``SolverConfig``. stride: pixels of the network's input in a cell.
         min_area: (K,), segments with fewer pixels of the image are rejected.
         upsampling: ``MODEL.AMWC.UPSAMPLING``, the labels that are compared.
     """

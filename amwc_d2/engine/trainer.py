@@ -4,6 +4,7 @@ import logging
 import os
 import weakref
 from collections import Counter, OrderedDict
+from contextlib import nullcontext
 from fnmatch import fnmatchcase
 
 import detectron2.data.transforms as T
@@ -19,6 +20,7 @@ from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 
+from amwc_d2.config import use_bfloat16
 from amwc_d2.data.datasets import check_panoptic_metadata, load_samples
 from amwc_d2.data.loading import TrainingLoader, WatchedLoader, explain_dead_worker
 from amwc_d2.data.mappers import AMWCDatasetMapper, InferenceMapper, ResizeShortestEdge
@@ -36,10 +38,10 @@ from amwc_d2.engine.hooks import (
 )
 from amwc_d2.engine.interruption import Interruption
 from amwc_d2.engine.settings import check_settings, differing_settings
-from amwc_d2.engine.timing import PartTimeWriter
+from amwc_d2.engine.timing import PartTimeWriter, time_forward
 from amwc_d2.evaluation import build_evaluator
 from amwc_d2.evaluation.loop import evaluate
-from amwc_d2.evaluation.oracle import OracleMapper
+from amwc_d2.evaluation.oracle import OracleMapper, OracleModel, check_oracle
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +72,7 @@ class Trainer(DefaultTrainer):
         """
         check_settings(cfg)
         check_stage(cfg)
+        check_oracle(cfg.TEST.ORACLE)  # now, not when the training is done
         check_datasets(cfg, *cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
         # DefaultTrainer.__init__ hands DistributedDataParallel a GPU whatever MODEL.DEVICE says;
         # the rest is as there.
@@ -83,6 +86,9 @@ class Trainer(DefaultTrainer):
         model = create_ddp_model(
             model, broadcast_buffers=False, **({"device_ids": None} if on_cpu else {})
         )
+        time_forward(getattr(model, "module", model))
+        if use_bfloat16(cfg):
+            model.to(memory_format=torch.channels_last)
         trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer = trainer_class(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
@@ -137,11 +143,11 @@ class Trainer(DefaultTrainer):
     def build_test_loader(cls, cfg, dataset_name):
         """Images in order, ``TEST.IMS_PER_BATCH`` at a time in each process.
 
-        Without targets, unless ``MODEL.AMWC.ORACLE`` asks for the ground truth.
+        Without targets, unless ``TEST.ORACLE`` asks for the ground truth.
         """
         loader = build_detection_test_loader(
             load_samples(dataset_name),
-            mapper=(OracleMapper if cfg.MODEL.AMWC.ORACLE else InferenceMapper)(cfg),
+            mapper=(OracleMapper if cfg.TEST.ORACLE else InferenceMapper)(cfg),
             batch_size=cfg.TEST.IMS_PER_BATCH,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
@@ -173,6 +179,8 @@ class Trainer(DefaultTrainer):
         if evaluators is not None and len(evaluators) != len(names):
             raise ValueError(f"{len(evaluators)} evaluators for DATASETS.TEST {tuple(names)}")
         check_datasets(cfg, *names)
+        if cfg.TEST.ORACLE:
+            model = OracleModel(model, cfg.TEST.ORACLE)
         results = OrderedDict()
         for index, name in enumerate(names):
             evaluator = evaluators[index] if evaluators else cls.build_evaluator(cfg, name)
@@ -275,8 +283,10 @@ class Trainer(DefaultTrainer):
                     logger.warning("On the way there were: %s.", describe(self.faults))
 
     def run_step(self):
+        """One step, its network in the precision of ``SOLVER.AMP.BFLOAT16``."""
         try:
-            super().run_step()
+            with precision(self.cfg):
+                super().run_step()
         except RuntimeError as error:
             reason = explain_dead_worker(str(error))
             if reason is None:
@@ -371,6 +381,16 @@ def training_samples(cfg):
     return hold_back(samples, amwc.CALIBRATION_IMAGES if calibrates else 0)
 
 
+def precision(cfg):
+    """The context of a training step: bfloat16 (``use_bfloat16``), or the caller's own.
+
+    Losses, costs and solver are in float32 in any case.
+    """
+    if use_bfloat16(cfg):
+        return torch.autocast(torch.device(cfg.MODEL.DEVICE).type, torch.bfloat16)
+    return nullcontext()
+
+
 def check_datasets(cfg, *names):
     """Check that datasets have the model's classes: those of the first one that the config names.
 
@@ -399,7 +419,7 @@ def check_stage(cfg):
         raise ValueError(
             "SOLVER.AMP.ENABLED is True, but the gradient through the solver is not linear in the "
             "incoming one, so that a scaled loss gives a wrong gradient. Set SOLVER.AMP.ENABLED "
-            "False in stage 2 (MODEL.AMWC.STAGE 'end_to_end'); MODEL.AMWC.BFLOAT16 True trains the "
+            "False in stage 2 (MODEL.AMWC.STAGE 'end_to_end'); SOLVER.AMP.BFLOAT16 True trains the "
             "network in lower precision without scaling the loss."
         )
     if not cfg.MODEL.WEIGHTS:

@@ -29,7 +29,7 @@ def build_evaluator(cfg, dataset_name, output_folder=None):
     COCO's AP against the things of the panoptic ground truth.
 
     Args:
-        cfg (CfgNode): reads ``OUTPUT_DIR``, ``DATASETS.TEST`` and ``MODEL.AMWC.ORACLE``.
+        cfg (CfgNode): reads ``OUTPUT_DIR``, ``DATASETS.TEST`` and ``TEST.ORACLE``.
         dataset_name (str): a registered panoptic dataset.
         output_folder (str or None): default ``OUTPUT_DIR/inference`` (with an oracle
             ``OUTPUT_DIR/inference_ORACLE_oracle``), with a subfolder for each dataset where there
@@ -42,7 +42,7 @@ def build_evaluator(cfg, dataset_name, output_folder=None):
         ValueError: the dataset is not a panoptic one.
     """
     if output_folder is None:
-        oracle = f"_{cfg.MODEL.AMWC.ORACLE}_oracle" if cfg.MODEL.AMWC.ORACLE else ""
+        oracle = f"_{cfg.TEST.ORACLE}_oracle" if cfg.TEST.ORACLE else ""
         output_folder = os.path.join(cfg.OUTPUT_DIR, "inference" + oracle)
         if len(cfg.DATASETS.TEST) > 1:
             output_folder = os.path.join(output_folder, dataset_name)
@@ -65,7 +65,7 @@ def build_evaluator(cfg, dataset_name, output_folder=None):
     return AMWCPanopticEvaluator(
         dataset_name,
         output_folder,
-        oracle=cfg.MODEL.AMWC.ORACLE,
+        oracle=cfg.TEST.ORACLE,
         boundary_ratio=ratio,
         size_limits=limits,
         instance_ap=not companions,

@@ -1,6 +1,6 @@
 """Oracles: the ground truth in place of the network's costs, for upper bounds (paper A.8).
 
-``MODEL.AMWC.ORACLE`` says which costs are replaced at inference: those of the classes
+``TEST.ORACLE`` says which costs are replaced at inference: those of the classes
 ("semantic", Table 7 of the paper), those of the edges ("affinity") or "both", which leaves only
 what the grid cannot hold. Where the truth is unknown, the network's costs stay.
 
@@ -10,10 +10,10 @@ Shape shorthand in this module:
     h, w: one image's part of the grid
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amwc_d2.data.mappers import InferenceMapper
@@ -74,6 +74,60 @@ def oracle_costs(
     return node_costs, edge_costs
 
 
+def check_oracle(oracle: str) -> None:
+    """Raise a ValueError for anything that is not one of ``ORACLES``."""
+    if oracle not in ORACLES:
+        raise ValueError(f"TEST.ORACLE must be one of {ORACLES}, got '{oracle}'")
+
+
+class OracleModel(nn.Module):
+    """An ``AMWCPanoptic`` at inference, with the truth in its costs."""
+
+    def __init__(self, model, oracle: str):
+        """
+        Args:
+            model (AMWCPanoptic): or ``DistributedDataParallel`` around one.
+            oracle: one of ``ORACLES``.
+
+        Raises:
+            ValueError: an unknown oracle.
+        """
+        super().__init__()
+        check_oracle(oracle)
+        self.model = getattr(model, "module", model)
+        self.oracle = oracle
+
+    def predict(self, batched_inputs):
+        """See ``AMWCPanoptic.predict``."""
+        return self.with_truth(batched_inputs, self.model.predict(batched_inputs))
+
+    def with_truth(self, batched_inputs, prediction):
+        """The prediction with the truth that came with the images in its costs.
+
+        Raises:
+            ValueError: an image has no ``grid_truth``.
+        """
+        for x in batched_inputs:
+            if "grid_truth" not in x:
+                raise ValueError(missing_truth(x))
+        node_costs, edge_costs = oracle_costs(
+            prediction.node_costs,
+            prediction.edge_costs,
+            [x["grid_truth"] for x in batched_inputs],
+            self.model.solver.distances,
+            self.oracle,
+        )
+        return replace(prediction, node_costs=node_costs, edge_costs=edge_costs)
+
+    def label(self, batched_inputs, prediction):
+        """See ``AMWCPanoptic.label``."""
+        return self.model.label(batched_inputs, prediction)
+
+    def forward(self, batched_inputs):
+        """See ``AMWCPanoptic.forward``."""
+        return self.label(batched_inputs, self.predict(batched_inputs))
+
+
 class OracleMapper:
     """``InferenceMapper``, with the image's ``grid_truth``."""
 
@@ -108,7 +162,7 @@ class OracleMapper:
 def missing_truth(dataset_dict: dict) -> str:
     """What to say of an image without ground truth."""
     return (
-        f"MODEL.AMWC.ORACLE needs the panoptic ground truth, but '{dataset_dict.get('file_name')}' "
+        f"TEST.ORACLE needs the panoptic ground truth, but '{dataset_dict.get('file_name')}' "
         "came without. Evaluate a dataset that has it (tools/train_net.py --eval-only; for images "
-        'mapped elsewhere, amwc_d2.evaluation.oracle.OracleMapper), or set MODEL.AMWC.ORACLE "".'
+        'mapped elsewhere, amwc_d2.evaluation.oracle.OracleMapper), or set TEST.ORACLE "".'
     )

@@ -90,7 +90,7 @@ class AMWCPanopticEvaluator(DatasetEvaluator):
                 also for submission), ``results.json``, ``per_class.csv``, ``per_image.csv`` and
                 ``segments.csv`` (a line for each match, false positive and miss). None: nothing
                 is kept.
-            oracle (str): which costs of the model were the truth (``MODEL.AMWC.ORACLE``); the
+            oracle (str): which costs of the model were the truth (``TEST.ORACLE``); the
                 reports name it.
             boundary_ratio (float): width of boundaries, as a share of the image's diagonal.
             size_limits (tuple[float, float] or None): areas in pixels between small, medium and

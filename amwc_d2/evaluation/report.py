@@ -102,7 +102,7 @@ def log_results(header, results, per_class):
         "Results on %s%s:\n%s\n\n%s\n\n%s\n"
         "Small things are below %.0f pixels, large ones from %.0f.",
         header["dataset"],
-        f" with MODEL.AMWC.ORACLE '{oracle}' (bounds, not the model's own)" if oracle else "",
+        f" with TEST.ORACLE '{oracle}' (bounds, not the model's own)" if oracle else "",
         tabulate(groups, headers=["", "PQ", "SQ", "RQ", "#classes"], **style),
         tabulate(per_class, headers="keys", **style),
         tabulate(other, headers=["", "value"], tablefmt="pipe", floatfmt=".4g"),

@@ -19,9 +19,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, one_hot
 
-from amwc_d2.amwc_layer import AMWCLayer, LabelLayer, SolverSettings, solve, to_arrays
+from amwc_d2.amwc_layer import LabelFunction, MaskFunction, solve, to_arrays
 from amwc_d2.costs import without_scale
 from amwc_d2.edges import at_cell_centres, cut_edges
+from amwc_d2.estimators import Estimator, Report
 from amwc_d2.losses.labels import class_loss, cut_loss, edge_weights, fenchel_young_loss
 from amwc_d2.losses.pq import SURROGATES, match_segments, pq_surrogate_loss
 from amwc_d2.refinement import pixel_labels
@@ -63,63 +64,64 @@ class EndToEndLoss:
 
     def __init__(
         self,
-        solver: SolverSettings,
+        estimator: Estimator,
         *,
         thing_area: float,
         stuff_area: float,
         cells_per_area: float = 1 / 16,
         pq_weight: float = 1.0,
         surrogate: str = "symmetric",
-        miss_weight: float = 0.1,
-        full_resolution: bool = True,
+        miss_weight: float | None = None,
+        full_resolution: bool | None = None,
         separate_weight: float = 0.0,
         fenchel_young_weight: float = 0.0,
-        fenchel_young_noise: float = 0.0,
         normalize_costs: bool = False,
     ):
         """
         Args:
-            solver: how to solve and to differentiate; its ``partitionable`` are the things.
+            estimator: how to solve and to differentiate; the partitionable classes of its
+                ``solver`` are the things.
             thing_area, stuff_area: thresholds below which a segment fades, in pixels.
             cells_per_area: grid cells in a pixel: 1 / stride^2.
             pq_weight: weight of the PQ surrogate, w in the paper. It scales the perturbation, not
                 the size of the gradient that comes back.
-            surrogate, miss_weight: see ``pq_surrogate_loss``.
+            surrogate, miss_weight: see ``pq_surrogate_loss``. By default 0.1 with "symmetric", or
+                else 0.
             full_resolution: compare the cells with all their pixels, which gives the IoU that the
-                metric sees; otherwise with the pixel at their centre (the paper's grid).
+                metric sees, as "symmetric" does by default; otherwise with the pixel at their
+                centre (the paper's grid).
             separate_weight: weight of equations 7 and 8; like ``pq_weight``.
             fenchel_young_weight: weight of ``fenchel_young_loss``, an ordinary factor.
-            fenchel_young_noise: standard deviation of the Gaussian noise on the costs that it
-                solves (a margin, at the price of another solve); 0: the forward solution.
             normalize_costs: take the gradient's part along the costs away (``without_scale``).
 
         Raises:
-            ValueError: an unknown surrogate, or a negative weight.
+            ValueError: an unknown surrogate, or a negative weight; begins with the argument's name.
         """
         if surrogate not in SURROGATES:
-            raise ValueError(
-                f"MODEL.AMWC.PQ_LOSS.SURROGATE must be one of {SURROGATES}, got '{surrogate}'"
-            )
+            raise ValueError(f"surrogate must be one of {SURROGATES}, got '{surrogate}'")
         weights = {
-            "PQ_LOSS.WEIGHT": pq_weight,
-            "SEPARATE_LOSS.WEIGHT": separate_weight,
-            "FENCHEL_YOUNG_LOSS.WEIGHT": fenchel_young_weight,
-            "FENCHEL_YOUNG_LOSS.NOISE": fenchel_young_noise,
+            "pq_weight": pq_weight,
+            "separate_weight": separate_weight,
+            "fenchel_young_weight": fenchel_young_weight,
         }
-        for key, value in weights.items():
-            if value < 0:
-                raise ValueError(f"MODEL.AMWC.{key} must be >= 0, got {value}")
-        self.solver = solver
-        self.separate_solver = replace(solver, seconds={})  # its own lambda scale and figures
-        areas = np.where(solver.partitionable, thing_area, stuff_area) * cells_per_area
+        for name, value in weights.items():
+            if not value >= 0:  # NaN too
+                raise ValueError(f"{name} must be >= 0, got {value}")
+        self.estimator = estimator
+        self.solver = estimator.solver
+        # The separate losses steer a lambda scale of their own.
+        self.separate_estimator = Estimator(
+            estimator.solver, estimator.gradient, estimator.generator, estimator.lambda_scale
+        )
+        areas = np.where(self.solver.partitionable, thing_area, stuff_area) * cells_per_area
         self.area_threshold = torch.from_numpy(areas).float()
         self.pq_weight = pq_weight
         self.surrogate = surrogate
-        self.miss_weight = miss_weight
-        self.full_resolution = full_resolution
+        ours = surrogate == "symmetric"
+        self.miss_weight = (0.1 if ours else 0.0) if miss_weight is None else miss_weight
+        self.full_resolution = ours if full_resolution is None else full_resolution
         self.separate_weight = separate_weight
         self.fenchel_young_weight = fenchel_young_weight
-        self.fenchel_young_noise = fenchel_young_noise
         self.normalize_costs = normalize_costs
 
     @property
@@ -134,7 +136,7 @@ class EndToEndLoss:
         grid_sizes,
         truth: Truth,
         gamma: float | None = None,
-    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+    ) -> tuple[dict[str, Tensor], Report]:
         """
         Args:
             node_costs: float32 (N, K, H, W). edge_costs: float32 (N, D, 2, H, W).
@@ -144,40 +146,34 @@ class EndToEndLoss:
 
         Returns:
             the weighted losses, scalars, by name: ``loss_pq`` (in [0, ``pq_weight``]),
-            ``loss_separate``, ``loss_fenchel_young``, as far as their weight is not 0; and figures
-            for the log. Nothing is solved where all weights are 0.
+            ``loss_separate``, ``loss_fenchel_young``, as far as their weight is not 0; and what
+            the solves took (backward's part is there once that has run). Nothing is solved where
+            all weights are 0.
         """
-        if not (self.pq_weight or self.separate_weight or self.fenchel_young_weight):
-            self.solver.seconds.update(forward=0.0, backward=0.0)
-            return {}, {}
+        report = Report()
+        if not self.any_weight:
+            return {}, report
         pixels, truth = truth, truth.at_centres(node_costs.shape[-2])
         valid = truth.valid(grid_sizes)
         node_costs, edge_costs = self._without_void_gradient(node_costs, edge_costs, valid)
         if self.normalize_costs:
             node_costs, edge_costs = without_scale(node_costs, edge_costs)
-        solutions = solve(node_costs, edge_costs, grid_sizes, self.solver)
+        solutions = solve(node_costs, edge_costs, grid_sizes, self.solver, report)
         problem = (node_costs, edge_costs, solutions, truth, valid)
         losses = {}
         if self.pq_weight:
             compared = pixels if self.full_resolution else truth
-            losses["loss_pq"] = self.pq_weight * self._pq_loss(*problem[:3], compared, gamma)
+            pq_loss = self._pq_loss(*problem[:3], compared, gamma, report)
+            losses["loss_pq"] = self.pq_weight * pq_loss
         if self.separate_weight:
-            losses["loss_separate"] = self.separate_weight * self._separate_loss(*problem)
+            losses["loss_separate"] = self.separate_weight * self._separate_loss(*problem, report)
         if self.fenchel_young_weight:
             losses["loss_fenchel_young"] = self.fenchel_young_weight * self._fenchel_young_loss(
                 *problem
             )
-        scalars = {
-            "amwc/segments": float(np.mean([s.segments.max() + 1 for s in solutions])),
-            "amwc/flip_rate": self.solver.flip_rate,  # of the step before, as its backward time
-            "amwc/lambda_scale": self.solver.lambda_scale,
-            **{f"time/solver_{part}": value for part, value in self.solver.seconds.items()},
-        }
-        if self.pq_weight:
-            scalars["amwc/pq_surrogate"] = 1 - losses["loss_pq"].item() / self.pq_weight
-        return losses, scalars
+        return losses, report
 
-    def _pq_loss(self, node_costs, edge_costs, solutions, truth, gamma):
+    def _pq_loss(self, node_costs, edge_costs, solutions, truth, gamma, report):
         """1 - PQ surrogate, in [0, 1]; ``truth`` has ``stride`` x ``stride`` pixels a cell."""
         device = node_costs.device
         grid = (len(solutions), *node_costs.shape[-2:])
@@ -217,13 +213,14 @@ class EndToEndLoss:
             matched = torch.from_numpy(c.truth >= 0).nonzero()[:, 0]
             shares = cell_shares(truth.segments[n], valid[n], len(truth.classes[n]), stride)
             true_masks[n, matched] = shares[c.truth[matched]]
-        masks = AMWCLayer.apply(
+        masks = MaskFunction.apply(
             _of_joint_batch(node_costs),
             _of_joint_batch(edge_costs),
             masks.to(device),
             channels,
             solutions,
-            self.solver,
+            self.estimator,
+            report,
         )
         return pq_surrogate_loss(
             masks,
@@ -237,10 +234,12 @@ class EndToEndLoss:
             overlap=_padded([c.overlaps for c in channels], count, 0.0).float().to(device),
         )
 
-    def _separate_loss(self, node_costs, edge_costs, solutions, truth, valid):
+    def _separate_loss(self, node_costs, edge_costs, solutions, truth, valid, report):
         """Equation 7 plus equation 8: classes and cuts, each for itself."""
         device = node_costs.device
-        x, y = LabelLayer.apply(node_costs, edge_costs, solutions, self.separate_solver)
+        x, y = LabelFunction.apply(
+            node_costs, edge_costs, solutions, self.separate_estimator, report
+        )
         x_true, y_true = self._true_labels(truth, valid, node_costs.shape[1])
         cell, edge = (
             valid.float() if weight is None else valid * weight
@@ -252,16 +251,11 @@ class EndToEndLoss:
         )
 
     def _fenchel_young_loss(self, node_costs, edge_costs, solutions, truth, valid):
-        """What the truth costs beyond the solution, a cell."""
+        """What the truth costs beyond the solution, per cell."""
         device = node_costs.device
-        if self.fenchel_young_noise:
-            noisy = [
-                c.detach() + self.fenchel_young_noise * self._normal(c.shape).to(device)
-                for c in (node_costs, edge_costs)
-            ]
-            sizes = [s.segments.shape for s in solutions]
-            solutions = solve(*noisy, sizes, replace(self.solver, seconds={}))
-        x, y = LabelLayer.apply(node_costs.detach(), edge_costs.detach(), solutions, self.solver)
+        x, y = LabelFunction.apply(
+            node_costs.detach(), edge_costs.detach(), solutions, self.estimator, Report()
+        )
         x_true, y_true = self._true_labels(truth, valid, node_costs.shape[1])
         edge = edge_weights(valid.float(), self.solver.distances)
         return fenchel_young_loss(
@@ -274,9 +268,6 @@ class EndToEndLoss:
             valid.float().to(device),
             edge.to(device),
         )
-
-    def _normal(self, shape):
-        return torch.randn(shape, generator=self.solver.generator)
 
     def _true_labels(self, truth, valid, num_classes):
         """x_true (N, K, H, W), 0 where not valid, and y_true (N, D, 2, H, W)."""

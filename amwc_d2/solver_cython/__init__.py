@@ -30,6 +30,7 @@ except ModuleNotFoundError as error:
 
 from ._threads import release_memory, run, run_batch, thread_count
 from ._validation import (
+    METHODS,
     check_finite,
     check_graph,
     check_grid,
@@ -41,6 +42,7 @@ from ._validation import (
 )
 
 __all__ = [
+    "METHODS",
     "Solution",
     "amwc_objective",
     "lower_bound",

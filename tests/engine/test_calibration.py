@@ -9,7 +9,7 @@ import torch
 import train_net
 from detectron2.data import DatasetCatalog
 from detectron2.engine import default_argument_parser
-from helpers import DISTANCES, load, scene, settings
+from helpers import DISTANCES, load, make_estimator, scene
 
 from amwc_d2.costs import GAMMA, Costs
 from amwc_d2.edges import cut_edges
@@ -36,7 +36,7 @@ def output(seed, spoil):
 
 
 def quality(min_area=(0, 0, 0), upsampling="refine"):
-    return Quality(settings(), STRIDE, np.array(min_area), upsampling)
+    return Quality(make_estimator().solver, STRIDE, np.array(min_area), upsampling)
 
 
 def test_a_spoilt_offset_is_found():

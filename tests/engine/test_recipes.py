@@ -34,7 +34,7 @@ COMMON = {
     "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": 255,
     "MODEL.SEM_SEG_HEAD.USE_DEPTHWISE_SEPARABLE_CONV": True,
     "MODEL.INS_EMBED_HEAD.NAME": "AMWCAffinityHead",
-    "MODEL.INS_EMBED_HEAD.THING_EDGE_WEIGHT": 4.0,
+    "INPUT.THING_EDGE_WEIGHT": 4.0,
     "MODEL.INS_EMBED_HEAD.LOSS_WEIGHT": 0.25,  # not in the paper; the authors' code
     "MODEL.INS_EMBED_HEAD.LOSS_TOP_K": 0.25,  # likewise
     "INPUT.SMALL_INSTANCE_WEIGHT": 3,
@@ -55,8 +55,8 @@ COMMON = {
     "SOLVER.WEIGHT_DECAY_BIAS": 0.0,
     "SOLVER.AMP.ENABLED": False,
     "MODEL.AMWC.THING_AREA": 200,  # paper 4.1
-    "MODEL.AMWC.BFLOAT16": False,
-    "MODEL.AMWC.ORACLE": "",
+    "SOLVER.AMP.BFLOAT16": False,
+    "TEST.ORACLE": "",
     **{
         f"MODEL.{head}.{key}": value
         for head in ("SEM_SEG_HEAD", "INS_EMBED_HEAD")
@@ -107,25 +107,23 @@ SYNC_BN, BN = (
 STAGE_1 = {"MODEL.WEIGHTS": "detectron2://DeepLab/R-52.pkl", "MODEL.AMWC.STAGE": "pretrain"}
 STAGE_2 = {  # paper 4.2, Table 2
     "MODEL.AMWC.STAGE": "end_to_end",
-    "MODEL.AMWC.NUM_LAMBDAS": 5,
+    "MODEL.AMWC.GRADIENT.NUM_SAMPLES": 5,
     "MODEL.AMWC.COST_DROPOUT": 0.1,
 }
 PAPER_STAGE_2 = {
     **STAGE_2,
-    "MODEL.AMWC.LAMBDA_RANGE": [1.0, 5000.0],
+    "MODEL.AMWC.GRADIENT.LAMBDA_RANGE": [1.0, 5000.0],
     "MODEL.AMWC.TRAINED_LAYERS": "classifiers",
     "MODEL.AMWC.LEARN_COST_SCALES": False,
     "SOLVER.LR_FACTORS": [],
 }
 AUTHORS_STAGE_2 = {
     **STAGE_2,
-    "MODEL.AMWC.ESTIMATOR": "literal",
-    "MODEL.AMWC.SOLVER_METHOD": "greedy",
+    "MODEL.AMWC.GRADIENT.ESTIMATOR": "literal",
+    "MODEL.AMWC.SOLVER.METHOD": "greedy",
     "MODEL.AMWC.TRAINED_LAYERS": "heads",
     "MODEL.AMWC.LEARN_COST_SCALES": True,
-    "MODEL.AMWC.PQ_LOSS.SURROGATE": "authors",
-    "MODEL.AMWC.PQ_LOSS.MISS_WEIGHT": 0.0,
-    "MODEL.AMWC.PQ_LOSS.FULL_RESOLUTION": False,
+    "MODEL.AMWC.LOSS.SURROGATE": "authors",
     "SOLVER.WARMUP_ITERS": 500,
     "SOLVER.CHECKPOINT_PERIOD": 500,
     "TEST.IMS_PER_BATCH": 4,
@@ -141,7 +139,7 @@ ROWS = {
     ),
     ("cityscapes", "amwc_R50_e2e"): (
         [1, 4, 16, 32, 64, 128], 24, 12000, 0.001, tuple(range(512, 2049, 32)),
-        {**PAPER_STAGE_2, **SYNC_BN, "MODEL.AMWC.PQ_LOSS.WEIGHT": 10.0},
+        {**PAPER_STAGE_2, **SYNC_BN, "MODEL.AMWC.LOSS.PQ_WEIGHT": 10.0},
     ),
     ("coco", "amwc_R50"): (
         [1, 4, 16, 32, 64], 48, 240000, 0.001, COCO_SIZES,
@@ -149,7 +147,7 @@ ROWS = {
     ),
     ("coco", "amwc_R50_e2e"): (
         [1, 4, 16, 32, 64], 24, 4000, 0.0001, tuple(range(448, 769, 64)),
-        {**PAPER_STAGE_2, **SYNC_BN, "MODEL.AMWC.PQ_LOSS.WEIGHT": 100.0},
+        {**PAPER_STAGE_2, **SYNC_BN, "MODEL.AMWC.LOSS.PQ_WEIGHT": 100.0},
     ),
     ("cityscapes", "amwc_R50_authors"): (
         [1, 4, 16, 32, 64], 12, 50000, 0.0001, CITYSCAPES_SIZES,
@@ -157,8 +155,8 @@ ROWS = {
     ),
     ("cityscapes", "amwc_R50_authors_e2e"): (
         [1, 4, 16, 32, 64], 24, 20000, 0.001, CITYSCAPES_SIZES,
-        {**AUTHORS_STAGE_2, **BN, "MODEL.AMWC.LAMBDA_RANGE": [1.0, 5000.0],
-         "MODEL.AMWC.PQ_LOSS.WEIGHT": 10.0},
+        {**AUTHORS_STAGE_2, **BN, "MODEL.AMWC.GRADIENT.LAMBDA_RANGE": [1.0, 5000.0],
+         "MODEL.AMWC.LOSS.PQ_WEIGHT": 10.0},
     ),
     ("coco", "amwc_R50_authors"): (
         [1, 4, 16, 32], 48, 50000, 0.0001, COCO_SIZES,
@@ -166,8 +164,8 @@ ROWS = {
     ),
     ("coco", "amwc_R50_authors_e2e"): (
         [1, 4, 16, 32], 24, 20000, 0.0001, (448, 512, 576, 640, 704, 768),
-        {**AUTHORS_STAGE_2, **SYNC_BN, "MODEL.AMWC.LAMBDA_RANGE": [1000.0, 5000.0],
-         "MODEL.AMWC.PQ_LOSS.WEIGHT": 100.0, "TEST.EVAL_PERIOD": 1000,
+        {**AUTHORS_STAGE_2, **SYNC_BN, "MODEL.AMWC.GRADIENT.LAMBDA_RANGE": [1000.0, 5000.0],
+         "MODEL.AMWC.LOSS.PQ_WEIGHT": 100.0, "TEST.EVAL_PERIOD": 1000,
          "DATALOADER.NUM_WORKERS": 4, "SEED": 17867965},
     ),
 }  # fmt: skip
@@ -177,8 +175,8 @@ SMALL = ["MODEL.RESNETS.STEM_OUT_CHANNELS", 16, "MODEL.RESNETS.WIDTH_PER_GROUP",
          "MODEL.RESNETS.RES2_OUT_CHANNELS", 32,
          "INPUT.CROP.SIZE", "(32, 64)", "INPUT.MIN_SIZE_TRAIN", "(27,)", "INPUT.MAX_SIZE_TRAIN", 61,
          "SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 2, "SOLVER.WARMUP_ITERS", 0,
-         "MODEL.AMWC.CALIBRATION_IMAGES", 0,
-         "MODEL.AMWC.NUM_LAMBDAS", 1, "DATALOADER.NUM_WORKERS", 0, "DATASETS.TEST", "()",
+         "MODEL.AMWC.CALIBRATION_IMAGES", 0, "MODEL.AMWC.GRADIENT.NUM_SAMPLES", 1,
+         "DATALOADER.NUM_WORKERS", 0, "DATASETS.TEST", "()",
          "SOLVER.CHECKPOINT_PERIOD", 100]  # fmt: skip
 
 

@@ -24,10 +24,10 @@ def config(repository, *pairs):
 @pytest.mark.parametrize(
     "key, value, said",
     [
-        ("MODEL.AMWC.SOLVER_METHOD", "Fast", "one of"),
-        ("MODEL.AMWC.NUM_THREADS", -1, "a whole number >= 0"),
+        ("MODEL.AMWC.SOLVER.METHOD", "Fast", "one of"),
+        ("MODEL.AMWC.SOLVER.NUM_THREADS", -1, "a whole number >= 0"),
         ("MODEL.AMWC.THING_AREA", -5, "a number >= 0"),
-        ("MODEL.AMWC.PQ_LOSS.WEIGHT", float("nan"), "a number >= 0"),
+        ("MODEL.AMWC.LOSS.PQ_WEIGHT", float("nan"), "a number >= 0"),
         ("MODEL.INS_EMBED_HEAD.LOSS_TOP_K", 25, "a share of the pixels"),
         ("MODEL.INS_EMBED_HEAD.DISTANCES", [1, 2.5], "whole numbers >= 1"),
         ("MODEL.INS_EMBED_HEAD.DISTANCES", [4, 4], "each once"),

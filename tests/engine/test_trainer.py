@@ -22,7 +22,7 @@ from amwc_d2.evaluation import build_evaluator
 
 TOY = "configs/Toy-PanopticSegmentation/amwc_R18{}.yaml"
 QUICK = ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "2", "SOLVER.WARMUP_ITERS", "0",
-         "DATALOADER.NUM_WORKERS", "0", "MODEL.AMWC.NUM_LAMBDAS", "1",
+         "DATALOADER.NUM_WORKERS", "0", "MODEL.AMWC.GRADIENT.NUM_SAMPLES", "1",
          "MODEL.AMWC.CALIBRATION_IMAGES", "0"]  # fmt: skip
 
 
@@ -124,7 +124,7 @@ def test_resume_of_another_stage_is_refused(repository, stage1):
 # ---------------------------------------------------------------------------- guards
 def test_stage_2_refuses_mixed_precision(repository, toy_root):
     cfg = read_config(repository, TOY.format("_e2e"), "SOLVER.AMP.ENABLED", True)
-    with pytest.raises(ValueError, match=r"SOLVER.AMP.ENABLED False.*AMWC.BFLOAT16 True"):
+    with pytest.raises(ValueError, match=r"SOLVER.AMP.ENABLED False.*SOLVER.AMP.BFLOAT16 True"):
         Trainer(cfg)
 
 

@@ -1,4 +1,4 @@
-"""MODEL.AMWC.ORACLE: the truth replaces the right costs, and reaches the model from the data."""
+"""TEST.ORACLE: the truth replaces the right costs, and reaches the model from the data."""
 
 import json
 
@@ -9,7 +9,13 @@ from helpers import load
 
 from amwc_d2 import Trainer
 from amwc_d2.evaluation import grid_ceiling
-from amwc_d2.evaluation.oracle import CERTAIN, GridTruth, OracleMapper, oracle_costs
+from amwc_d2.evaluation.oracle import (
+    CERTAIN,
+    GridTruth,
+    OracleMapper,
+    OracleModel,
+    oracle_costs,
+)
 
 TOY = "Toy-PanopticSegmentation/amwc_R18.yaml"
 CATEGORIES = [
@@ -57,7 +63,7 @@ def config(repository, name, *options):
 @pytest.mark.parametrize("upsampling", ["nearest", "refine"])
 def test_both_oracles_and_the_grid_ceiling(upsampling, repository, make_dataset, tmp_path, caplog):
     """A network that has learnt nothing, on images that are enlarged by no whole number."""
-    cfg = config(repository, make_dataset(void=False), "MODEL.AMWC.ORACLE", "both")
+    cfg = config(repository, make_dataset(void=False), "TEST.ORACLE", "both")
     cfg.merge_from_list(["OUTPUT_DIR", str(tmp_path), "TEST.IMS_PER_BATCH", 2])
     cfg.MODEL.AMWC.UPSAMPLING = upsampling
     with caplog.at_level("INFO", logger="amwc_d2"):
@@ -72,22 +78,23 @@ def test_both_oracles_and_the_grid_ceiling(upsampling, repository, make_dataset,
     else:  # where in a cell a boundary is, these costs do not tell, so the ceiling is higher
         assert 60 < results["panoptic_seg"]["PQ"] < ceiling["PQ"] < 100
         assert nearest["PQ"] < ceiling["PQ"]
-    assert "with MODEL.AMWC.ORACLE 'both'" in caplog.text
+    assert "with TEST.ORACLE 'both'" in caplog.text
     written = json.loads((tmp_path / "inference_both_oracle/results.json").read_text())
     assert written["oracle"] == "both" and not (tmp_path / "inference").exists()
 
 
 def test_semantic_oracle_gives_the_true_classes(repository, make_dataset):
     """On all cells of known class; on the others the network's costs stay."""
-    cfg = config(repository, make_dataset(void=True), "MODEL.AMWC.ORACLE", "semantic")
-    model = Trainer.build_model(cfg).eval()
+    cfg = config(repository, make_dataset(void=True), "TEST.ORACLE", "semantic")
+    network = Trainer.build_model(cfg).eval()
+    model = OracleModel(network, "semantic")
     for (x,) in Trainer.build_test_loader(cfg, cfg.DATASETS.TEST[0]):
         truth = x["grid_truth"]
         h, w = truth.classes.shape
         assert (h, w) == (23, 34)  # 61 x 90 enlarged to 90 x 133
         with torch.no_grad():
-            prediction = model.predict([x])
-            (result,) = model.label([x], prediction)
+            prediction = network.predict([x])
+            (result,) = model([x])
         segments = torch.from_numpy(result["amwc"]["segments"])
         known = truth.classes >= 0
         assert known.any() and not known.all()
@@ -122,13 +129,19 @@ def test_costs_by_hand():
 
 
 def test_images_without_ground_truth_are_named(repository, make_dataset):
-    cfg = config(repository, make_dataset(void=False), "MODEL.AMWC.ORACLE", "affinity")
-    model = Trainer.build_model(cfg).eval()
+    cfg = config(repository, make_dataset(void=False), "TEST.ORACLE", "affinity")
+    model = OracleModel(Trainer.build_model(cfg).eval(), "affinity")
     image = {"image": torch.zeros(3, 64, 64), "file_name": "street.jpg"}
     with torch.no_grad(), pytest.raises(ValueError, match=r"ORACLE needs .*'street.jpg' came w"):
         model([image])
     with pytest.raises(ValueError, match=r"ORACLE needs .*'street.jpg' came without"):
         OracleMapper(cfg)({"file_name": "street.jpg"})
+
+
+def test_a_wrong_oracle_is_named_before_the_training(repository, make_dataset):
+    cfg = config(repository, make_dataset(void=False), "TEST.ORACLE", "delphi")
+    with pytest.raises(ValueError, match=r"TEST.ORACLE must be one of .* got 'delphi'"):
+        Trainer(cfg)
 
 
 def test_lower_bound_is_reported(repository, make_dataset):

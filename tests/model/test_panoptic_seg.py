@@ -8,6 +8,7 @@ from detectron2.utils.events import EventStorage
 from helpers import load, toy_batch
 
 from amwc_d2 import config
+from amwc_d2.engine.trainer import precision
 from amwc_d2.refinement import upsample_labels
 from amwc_d2.solver_cython import refine_labels, solve_amwc
 
@@ -120,12 +121,12 @@ def test_stage_two_trains_only_what_it_says(layers, toy_cfg):
 
 def test_same_seed_same_loss_and_gradient(toy_cfg):
     toy_cfg.MODEL.AMWC.STAGE = "end_to_end"
-    toy_cfg.MODEL.AMWC.LAMBDA_RANGE = [5.0, 50.0]
+    toy_cfg.MODEL.AMWC.GRADIENT.LAMBDA_RANGE = [5.0, 50.0]
     torch.manual_seed(0)
     state = build_model(toy_cfg).state_dict()
     runs = []
     for threads in (1, 2):
-        toy_cfg.MODEL.AMWC.NUM_THREADS = threads
+        toy_cfg.MODEL.AMWC.SOLVER.NUM_THREADS = threads
         model = build_model(toy_cfg).train()
         model.load_state_dict(state)
         with EventStorage():
@@ -150,12 +151,12 @@ def test_stage_two_without_a_loss_through_the_solver(toy_cfg):
     toy_cfg.MODEL.AMWC.STAGE = "end_to_end"
     toy_cfg.MODEL.AMWC.LEARN_COST_SCALES = True
     assert all(p.requires_grad for p in build_model(toy_cfg).costs.parameters())
-    toy_cfg.MODEL.AMWC.PQ_LOSS.WEIGHT = 0.0
-    toy_cfg.MODEL.AMWC.CROSS_ENTROPY_LOSS.WEIGHT = 1.0
+    toy_cfg.MODEL.AMWC.LOSS.PQ_WEIGHT = 0.0
+    toy_cfg.MODEL.AMWC.LOSS.CROSS_ENTROPY_WEIGHT = 1.0
     # DistributedDataParallel would wait for gradients that never come.
     assert not any(p.requires_grad for p in build_model(toy_cfg).costs.parameters())
-    toy_cfg.MODEL.AMWC.CROSS_ENTROPY_LOSS.WEIGHT = 0.0
-    with pytest.raises(ValueError, match=r"has no loss: PQ_LOSS.WEIGHT.* above 0"):
+    toy_cfg.MODEL.AMWC.LOSS.CROSS_ENTROPY_WEIGHT = 0.0
+    with pytest.raises(ValueError, match=r"has no loss: PQ_WEIGHT and .* above 0"):
         build_model(toy_cfg)
 
 
@@ -168,11 +169,11 @@ def test_bfloat16_trains_alike(stage, toy_cfg, monkeypatch):
     state = build_model(toy_cfg).state_dict()
     losses, gradients = [], []
     for bfloat16 in (False, True):
-        toy_cfg.MODEL.AMWC.BFLOAT16 = bfloat16
+        toy_cfg.SOLVER.AMP.BFLOAT16 = bfloat16
         torch.manual_seed(0)  # dropout of the decoders
         model = build_model(toy_cfg).train()
         model.load_state_dict(state)
-        with EventStorage():
+        with EventStorage(), precision(toy_cfg):
             losses.append(model(toy_batch([(64, 128), (50, 90)])))
         sum(losses[-1].values()).backward()
         trained = [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]
@@ -198,25 +199,8 @@ def test_bfloat16_trains_alike(stage, toy_cfg, monkeypatch):
 )
 def test_bfloat16_where_the_processor_has_it(wanted, there, amp, expected, toy_cfg, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: there)
-    toy_cfg.MODEL.AMWC.BFLOAT16, toy_cfg.SOLVER.AMP.ENABLED = wanted, amp
-    assert build_model(toy_cfg).bfloat16 is expected
-
-
-def test_bfloat16_is_for_training_only(toy_cfg, monkeypatch):
-    """The costs at inference are those of float32 but for the order of the sums."""
-    monkeypatch.setattr(config, "has_bfloat16", lambda device: True)
-    torch.manual_seed(0)
-    state = build_model(toy_cfg).state_dict()
-    costs = []
-    for bfloat16 in (False, True):
-        toy_cfg.MODEL.AMWC.BFLOAT16 = bfloat16
-        model = build_model(toy_cfg).eval()
-        model.load_state_dict(state)
-        with torch.no_grad():
-            costs.append(model.predict(toy_batch([(64, 128)])))
-    for part in ("node_costs", "edge_costs"):
-        plain, other = (getattr(prediction, part) for prediction in costs)
-        assert (plain - other).abs().max() < 1e-5 * plain.abs().max()
+    toy_cfg.SOLVER.AMP.BFLOAT16, toy_cfg.SOLVER.AMP.ENABLED = wanted, amp
+    assert config.use_bfloat16(toy_cfg) is expected
 
 
 def test_images_without_things_or_labels_keep_every_gradient(toy_cfg):
@@ -246,9 +230,12 @@ def test_diverged_network_is_named(toy_cfg):
         ("STAGE", "finetune", "STAGE must be one of"),
         ("TRAINED_LAYERS", "last", "TRAINED_LAYERS must be one of"),
         ("COST_DROPOUT", 1.0, r"COST_DROPOUT must be in \[0, 1\)"),
-        ("ESTIMATOR", "magic", "ESTIMATOR must be one of"),
-        ("PQ_LOSS.SURROGATE", "dice", "SURROGATE must be one of"),
-        ("ORACLE", "delphi", "ORACLE must be one of"),
+        ("SOLVER.METHOD", "quick", "AMWC.SOLVER.METHOD must be one of .* got 'quick'"),
+        ("SOLVER.NUM_THREADS", -1, "AMWC.SOLVER.NUM_THREADS must be >= 0 .*got -1"),
+        ("GRADIENT.ESTIMATOR", "magic", "AMWC.GRADIENT.ESTIMATOR must be one of"),
+        ("LOSS.SURROGATE", "dice", "AMWC.LOSS.SURROGATE must be one of"),
+        ("RESEARCH.TWO_SIDED", 2.0, "AMWC.RESEARCH.TWO_SIDED must be a share"),
+        ("RESEARCH.SEPARATE_WEIGHT", -1.0, "AMWC.RESEARCH.SEPARATE_WEIGHT must be >= 0"),
     ],
 )
 def test_wrong_keys_are_named(key, value, message, toy_cfg):

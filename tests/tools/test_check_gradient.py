@@ -7,11 +7,11 @@ import check_gradient
 import numpy as np
 import pytest
 import torch
-from helpers import DISTANCES, settings
+from helpers import DISTANCES, make_estimator
 
 from amwc_d2.costs import Costs
 from amwc_d2.edges import cut_edges, edge_exists
-from amwc_d2.estimators import LiftedProblem, Point, estimate
+from amwc_d2.estimators import LiftedProblem, Point, Report
 from amwc_d2.losses.pq import match_segments, one_hot_masks
 from amwc_d2.solver_cython import solve_amwc
 
@@ -58,7 +58,7 @@ def tiny_problem(seed, options):
     exists = edge_exists(HEIGHT, WIDTH, DISTANCES).numpy()
     edge = (rng.normal(0.5, 2, exists.shape) * exists).astype(np.float32)
     truth, truth_classes = rng.integers(0, 2, (HEIGHT, WIDTH)) + 1, np.array([0, 2, 2])
-    solution = solve_amwc(node, edge, DISTANCES, options.partitionable)
+    solution = solve_amwc(node, edge, DISTANCES, options.solver.partitionable)
     c = match_segments(
         solution.segments, solution.segment_classes, truth, truth_classes, truth >= 0
     )
@@ -71,7 +71,7 @@ def tiny_problem(seed, options):
 
 
 def test_enumerated_gradient_is_that_of_the_smoothed_loss():
-    problem, exact = tiny_problem(1, settings())
+    problem, exact = tiny_problem(1, make_estimator())
     node, edge = (torch.from_numpy(v).double() for v in (problem.node_costs, problem.edge_costs))
     gradient = exact.gradient(node, edge, 3.0)
     for i in range(node.numel()):
@@ -87,7 +87,7 @@ def test_estimate_on_tiny_grids_is_the_gradient_of_the_smoothed_loss(estimator):
     """Exactly, wherever the solver found the optimum with and without the perturbation."""
     optimal = count = 0
     for seed, lam in itertools.product(range(40), (1.0, 6.0)):
-        options = settings(estimator=estimator, num_lambdas=1, lambda_range=(lam, lam))
+        options = make_estimator(estimator=estimator, num_samples=1, lambda_range=(lam, lam))
         problem, exact = tiny_problem(seed, options)
         if exact is None:
             continue  # too many labels to enumerate
@@ -95,7 +95,8 @@ def test_estimate_on_tiny_grids_is_the_gradient_of_the_smoothed_loss(estimator):
         node, edge = torch.from_numpy(problem.node_costs), torch.from_numpy(problem.edge_costs)
         costs = exact.costs(node, edge)
         found = [
-            exact.index(problem.solve(Point(at), options).astype(np.int64)) for at in (0.0, lam)
+            exact.index(problem.solve(Point(at), options.solver, options.gradient).astype(np.int64))
+            for at in (0.0, lam)
         ]
         if (
             costs[found[0]] > costs.min() + 1e-6
@@ -103,7 +104,7 @@ def test_estimate_on_tiny_grids_is_the_gradient_of_the_smoothed_loss(estimator):
         ):
             continue
         optimal += 1
-        (estimated,) = estimate([problem], 3, options)
+        (estimated,) = options([problem], Report())
         for a, b in zip(estimated, exact.gradient(node, edge, lam)):
             torch.testing.assert_close(a, b)
     assert optimal >= 25, f"the solver found the optimum on {optimal} of {count} problems only"

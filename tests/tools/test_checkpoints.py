@@ -33,7 +33,7 @@ def run(repository, toy_root, tmp_path_factory):
     trainer = Trainer(cfg)
     trainer.train()
     cfg.DATASETS.TEST = ("toy_panoptic_val",)
-    cfg.MODEL.AMWC.ORACLE = "semantic"  # of the last evaluation, none of the release's
+    cfg.TEST.ORACLE = "semantic"  # of the last evaluation, none of the release's
     (folder / "config.yaml").write_text(cfg.dump())
     return folder
 
@@ -116,7 +116,7 @@ def test_a_release_that_fails_leaves_the_zoo_as_it_was(zoo, run, tmp_path):
 
 def test_untrained(zoo):
     cfg = model_zoo.get_config(NAME, trained=False, root=zoo)
-    assert cfg.MODEL.WEIGHTS == cfg.MODEL.AMWC.ORACLE == ""
+    assert cfg.MODEL.WEIGHTS == cfg.TEST.ORACLE == ""
     torch.manual_seed(0)
     untrained = model_zoo.get(NAME, trained=False, root=zoo).sem_seg_head.predictor.weight
     assert not torch.equal(untrained, model_zoo.get(NAME, root=zoo).sem_seg_head.predictor.weight)

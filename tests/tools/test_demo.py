@@ -56,7 +56,7 @@ def test_the_drawn_costs_are_those_that_were_solved(repository, toy_root):
         edge_costs.numpy(),
         cfg.MODEL.INS_EMBED_HEAD.DISTANCES,
         np.isin(np.arange(10), list(thing_ids)),
-        method=cfg.MODEL.AMWC.SOLVER_METHOD,
+        method=cfg.MODEL.AMWC.SOLVER.METHOD,
     )
     assert np.array_equal(solved.segments, prediction["amwc"]["segments"])
 

@@ -188,7 +188,7 @@ def test_the_suggested_configs_train(run, tmp_path):
     assert (tmp_path / "out/model_final.pth").is_file()
     stage_2 = load_config(config.with_name("amwc_R18_e2e.yaml"), [])
     assert stage_2.MODEL.AMWC.STAGE == "end_to_end"
-    low, high = stage_2.MODEL.AMWC.LAMBDA_RANGE
+    low, high = stage_2.MODEL.AMWC.GRADIENT.LAMBDA_RANGE
     assert 0 < low < high and stage_2.INPUT.MIN_SIZE_TEST == load_config(config).INPUT.MIN_SIZE_TEST
     table = check_dataset.get_parser().parse_args(
         ["imported_trained", "--config-file", str(config), "--sheet", str(tmp_path / "sheet.png"),

@@ -92,7 +92,7 @@ def test_fitting_and_held_back_images_are_disjoint(load_tool, toy_root, tmp_path
     assert len(fit) == 4 and len(held) == 2 and not fit & held
     cfg = experiment.config(end_to_end=True, seed=3, options=["NUM_LAMBDAS", 1])
     assert (experiment.fit,) == cfg.DATASETS.TRAIN and cfg.SEED == 3
-    assert cfg.MODEL.AMWC.NUM_LAMBDAS == 1
+    assert cfg.MODEL.AMWC.GRADIENT.NUM_SAMPLES == 1
 
 
 def test_every_option_of_every_row_is_a_key(load_tool, toy_root, tmp_path):

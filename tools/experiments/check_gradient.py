@@ -30,11 +30,12 @@ from tqdm import tqdm
 from amwc_d2.config import load_config
 from amwc_d2.costs import Costs
 from amwc_d2.engine.command_line import commit, load_model, model_parser
+from amwc_d2.estimators import Estimator
 
 logger = logging.getLogger("amwc_d2.check_gradient")
 TOY = "configs/Toy-PanopticSegmentation/amwc_R18_e2e.yaml"
 
-# Name in the table -> changes to the config's solver settings.
+# Name in the table -> changes to the config's ``GradientConfig``.
 ESTIMATORS = {
     "same_solver": {"estimator": "same_solver", "two_sided": 0.0},
     "same_solver, noise": {"estimator": "same_solver", "two_sided": 0.0, "noise": 0.25},
@@ -123,9 +124,9 @@ def gradient_along(criterion, directions, batches) -> tuple[np.ndarray, float]:
     costs.zero_grad()
     rates = []
     for *logits, sizes, truth in batches:
-        losses, _ = criterion(*costs(*logits), sizes, truth)
+        losses, report = criterion(*costs(*logits), sizes, truth)
         (sum(losses.values()) / len(batches)).backward()
-        rates.append(criterion.solver.flip_rate)
+        rates.append(report.flip_rate)
     return directions.project(), float(np.mean(rates))
 
 
@@ -185,10 +186,10 @@ def main(args):
         "images": len(outputs),
         "batch": batch,
         "step": args.step,
-        "lambda_range": list(model.solver.lambda_range),
-        "num_lambdas": model.solver.num_lambdas,
-        "two_sided": model.solver.two_sided,
-        "default": cfg.MODEL.AMWC.ESTIMATOR,
+        "lambda_range": list(criterion.estimator.gradient.lambda_range),
+        "num_lambdas": criterion.estimator.gradient.num_samples,
+        "two_sided": criterion.estimator.gradient.two_sided,
+        "default": cfg.MODEL.AMWC.GRADIENT.ESTIMATOR,
         "directions": directions.names,
         "finite_differences": exact.tolist(),
         "finite_differences_repeat": cosine(exact, again),
@@ -202,10 +203,12 @@ def main(args):
         "estimates": {},
     }
     rows = []
-    solver = criterion.solver
+    gradient = criterion.estimator.gradient
     for name in args.estimators:
-        criterion.solver = replace(
-            solver, generator=torch.Generator().manual_seed(0), seconds={}, **ESTIMATORS[name]
+        criterion.estimator = Estimator(
+            criterion.solver,
+            replace(gradient, **ESTIMATORS[name]),
+            torch.Generator().manual_seed(0),
         )
         start = time.process_time()
         estimate, rate = gradient_along(criterion, directions, batches)

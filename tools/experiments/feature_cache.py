@@ -26,8 +26,8 @@ from tqdm import tqdm
 from amwc_d2 import Trainer
 from amwc_d2.data.mappers import AMWCDatasetMapper
 from amwc_d2.data.target_generator import AMWCTargetGenerator
-from amwc_d2.engine.trainer import build_train_augmentations
-from amwc_d2.evaluation.oracle import OracleMapper
+from amwc_d2.engine.trainer import build_train_augmentations, precision
+from amwc_d2.evaluation.oracle import OracleMapper, OracleModel
 from amwc_d2.panoptic_seg import Prediction
 
 CACHED_LAYERS = ("classifiers", "heads")  # values of TRAINED_LAYERS that leave the decoders alone
@@ -91,11 +91,10 @@ def logits(model, batch: list[Features]) -> tuple[Tensor, Tensor]:
         torch.stack([getattr(f, part) for f in batch]).float().to(model.device)
         for part in ("semantic", "affinity")
     )
-    with model.precision():
-        class_logits = model.sem_seg_head.predictor(model.sem_seg_head.head(semantic))
-        head = model.ins_embed_head
-        shared = head.reduce(torch.cat([affinity, class_logits.detach()], dim=1))
-        affinity_logits = [classifier(shared) for classifier in head.classifiers]
+    class_logits = model.sem_seg_head.predictor(model.sem_seg_head.head(semantic))
+    head = model.ins_embed_head
+    shared = head.reduce(torch.cat([affinity, class_logits.detach()], dim=1))
+    affinity_logits = [classifier(shared) for classifier in head.classifiers]
     return class_logits.float(), torch.stack(affinity_logits, dim=1).float()
 
 
@@ -155,7 +154,7 @@ def train(cfg, model, features: list[Features], watched: list[Features], points:
         figures["curve"].append([step, surrogate(model, watched, batch_size)])
         figures["memory"].append(psutil.Process().memory_info().rss / 2**20)
 
-    with EventStorage():
+    with EventStorage() as storage:
         for step in tqdm(range(steps), desc="stage 2", leave=False):
             if step % period == 0:
                 watch(step)
@@ -163,28 +162,37 @@ def train(cfg, model, features: list[Features], watched: list[Features], points:
             if len(queue) < batch_size:
                 queue += torch.randperm(len(features), generator=order).tolist()
             batch, queue = queue[:batch_size], queue[batch_size:]
-            total = sum(losses(model, [features[i] for i in batch]).values())
+            with precision(cfg):
+                total = sum(losses(model, [features[i] for i in batch]).values())
             optimizer.zero_grad()
             total.backward()
             optimizer.step()
             scheduler.step()
             seconds["step"].append(time.perf_counter() - start)
-            for part in ("forward", "backward"):
-                seconds[f"solver_{part}"].append(model.solver.seconds.get(part, 0.0))
-            figures["flip_rate"].append(model.solver.flip_rate)
+            latest = {key: value for key, (value, _) in storage.latest().items()}
+            for part in ("solver_forward", "solver_backward"):
+                seconds[part].append(latest.get(f"time/{part}", 0.0))
+            figures["flip_rate"].append(latest.get("amwc/flip_rate", 0.0))
         watch(steps)
     figures["flip_rate"] = float(np.mean(figures["flip_rate"]))
     return {**figures, "seconds": {part: float(np.mean(v)) for part, v in seconds.items()}}
 
 
 @torch.no_grad()
-def evaluate(model, features: list[Features], evaluator) -> dict:
-    """What ``evaluator`` (Detectron2's) makes of the model's results on inference features."""
+def evaluate(model, features: list[Features], evaluator, oracle: str = "") -> dict:
+    """What ``evaluator`` (Detectron2's) makes of the model's results on inference features.
+
+    ``oracle``: which costs the truth replaces (``TEST.ORACLE``).
+    """
     model.eval()
+    oracle_model = OracleModel(model, oracle)
     evaluator.reset()
     for f in tqdm(features, desc="evaluation", leave=False):
         class_logits, affinity_logits = logits(model, [f])
         costs = [c.cpu() for c in model.costs(class_logits, affinity_logits)]
-        results = model.label([f.sample], Prediction([f.image_size], class_logits, *costs))
+        prediction = Prediction([f.image_size], class_logits, *costs)
+        if oracle:
+            prediction = oracle_model.with_truth([f.sample], prediction)
+        results = model.label([f.sample], prediction)
         evaluator.process([f.sample], results)
     return evaluator.evaluate()

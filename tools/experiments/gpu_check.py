@@ -87,7 +87,7 @@ def write(folder: Path, **values):
 def options(args, name):
     dataset, kind, seed, workers, opts = TRAININGS[name]
     opts = [*opts, "MODEL.DEVICE", args.device, "SEED", seed, "DATALOADER.NUM_WORKERS", workers,
-            "MODEL.AMWC.NUM_THREADS", 3, "DATASETS.TEST", "()"]  # fmt: skip
+            "MODEL.AMWC.SOLVER.NUM_THREADS", 3, "DATASETS.TEST", "()"]  # fmt: skip
     if args.quick:
         opts += ["SOLVER.IMS_PER_BATCH", 2, "DATALOADER.NUM_WORKERS", 1,
                  "MODEL.AMWC.CALIBRATION_IMAGES", 4]  # fmt: skip
@@ -162,7 +162,7 @@ def training(args, name, folder):
         torch.backends.cudnn.benchmark = False
         release = cfg.clone()  # as the recipes have it
         values = {"DATASETS.TEST": (f"{dataset}_panoptic_val",), "MODEL.DEVICE": "cpu",
-                  "DATALOADER.NUM_WORKERS": 0, "MODEL.AMWC.NUM_THREADS": 0}  # fmt: skip
+                  "DATALOADER.NUM_WORKERS": 0, "MODEL.AMWC.SOLVER.NUM_THREADS": 0}  # fmt: skip
         release.merge_from_list([x for pair in values.items() for x in pair])
         (Path(cfg.OUTPUT_DIR) / "config.yaml").write_text(release.dump())
         return trainer, steps, time.time() - begin
@@ -290,7 +290,7 @@ def agree(args, name, folder):
         found = []
         for device in ("cpu", args.device):
             cfg = model_zoo.get_config(release)
-            cfg.merge_from_list(["MODEL.DEVICE", device, "MODEL.AMWC.BFLOAT16", False,
+            cfg.merge_from_list(["MODEL.DEVICE", device, "SOLVER.AMP.BFLOAT16", False,
                                  "DATALOADER.NUM_WORKERS", 0, "SOLVER.IMS_PER_BATCH", 4,
                                  "MODEL.SEM_SEG_HEAD.ASPP_DROPOUT", 0.0,
                                  "MODEL.INS_EMBED_HEAD.ASPP_DROPOUT", 0.0, "SEED", 0])  # fmt: skip
@@ -374,6 +374,7 @@ def parts(args, name, folder):
     from amwc_d2.config import load_config, use_bfloat16
     from amwc_d2.data.target_generator import AMWCTargetGenerator
     from amwc_d2.edges import at_cell_centres, cut_edges
+    from amwc_d2.engine.timing import time_forward
     from amwc_d2.engine.trainer import Trainer
 
     size, count, repeats = ((64, 128), 2, 2) if args.quick else ((512, 1024), 4, 8)
@@ -385,11 +386,12 @@ def parts(args, name, folder):
     for stage in ("", "_e2e"):
         cfg = load_config(ROOT / f"configs/Cityscapes-PanopticSegmentation/amwc_R50{stage}.yaml")
         cfg.merge_from_list(["MODEL.DEVICE", args.device, "MODEL.WEIGHTS", "",
-                             "INPUT.CROP.SIZE", size, "MODEL.AMWC.BFLOAT16", True])  # fmt: skip
+                             "INPUT.CROP.SIZE", size, "SOLVER.AMP.BFLOAT16", True])  # fmt: skip
         for part in ("RESNETS", "SEM_SEG_HEAD", "INS_EMBED_HEAD"):
             cfg.MODEL[part].NORM = "BN"
         generator = AMWCTargetGenerator.from_config(cfg)
         model = Trainer.build_model(cfg).train()
+        time_forward(model)
         optimizer = Trainer.build_optimizer(cfg, model)
 
         def scene():
@@ -449,7 +451,8 @@ def parts(args, name, folder):
                 for part, value in zip(("forward", "backward", "optimizer"), np.diff(times)):
                     seconds[part].append(value)
                 for part in ("forward", "backward"):
-                    seconds[f"solver_{part}"].append(model.solver.seconds.get(part, 0.0))
+                    solver = storage.latest().get(f"time/solver_{part}", (0.0, 0))[0]
+                    seconds[f"solver_{part}"].append(solver)
                 seconds["criterion"].append(storage.history("time/criterion").latest())
                 storage.step()
         medians = {k: float(np.median(v[repeats // 4 :])) for k, v in seconds.items()}

@@ -190,7 +190,7 @@ class Experiment:
         opts = ["MODEL.AMWC.CALIBRATION_IMAGES", 0, *(QUICK if self.args.quick else [])]
         opts += [*self.args.opts, "SEED", seed]
         for key, value in zip(options[::2], options[1::2]):
-            opts += [key if key.startswith("SOLVER.") else f"MODEL.AMWC.{key}", value]
+            opts += [key if key.startswith(("SOLVER.", "TEST.")) else f"MODEL.AMWC.{key}", value]
         if hasattr(self, "fit"):
             opts += ["DATASETS.TRAIN", (self.fit,), "DATASETS.TEST", (self.test,)]
         return load_config(CONFIGS / name, opts)
@@ -252,7 +252,9 @@ class Experiment:
     def report(self, seed, row, cfg, model, testing, figures, options):
         """Evaluate one run on the test images and write it down."""
         folder = self.place(seed, row)
-        results = evaluate(model, testing, AMWCPanopticEvaluator(self.test, folder))
+        results = evaluate(
+            model, testing, AMWCPanopticEvaluator(self.test, folder), cfg.TEST.ORACLE
+        )
         run = {
             "row": row,
             "seed": seed,

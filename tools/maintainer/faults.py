@@ -46,7 +46,8 @@ from amwc_d2.evaluation.panoptic_evaluator import AMWCPanopticEvaluator
 from amwc_d2.panoptic_seg import AMWCPanoptic
 
 CONFIG = str(REPOSITORY / "configs/Toy-PanopticSegmentation/amwc_R18{}.yaml")
-TINY = ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.WARMUP_ITERS", "0", "MODEL.AMWC.NUM_LAMBDAS", "1",
+TINY = ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.WARMUP_ITERS", "0",
+        "MODEL.AMWC.GRADIENT.NUM_SAMPLES", "1",
         "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "INPUT.CROP.SIZE", "(64,64)",
         "MODEL.SEM_SEG_HEAD.ASPP_CHANNELS", "16", "MODEL.INS_EMBED_HEAD.ASPP_CHANNELS", "16",
         "MODEL.AMWC.TARGET_FLIP_RATE", "0.01", "MODEL.AMWC.CALIBRATION_IMAGES", "0",

@@ -81,7 +81,7 @@ def write_checkpoint(source, folder, half):
 def write_config(run, folder, name):
     """Write the run's config without what belongs to the machine or to its last evaluation."""
     cfg = CfgNode.load_cfg((run / "config.yaml").read_text())
-    cfg.MODEL.WEIGHTS = cfg.MODEL.AMWC.ORACLE = ""
+    cfg.MODEL.WEIGHTS = cfg.TEST.ORACLE = ""
     cfg.TEST.LOWER_BOUND = False
     cfg.OUTPUT_DIR = f"output/{name}"
     (folder / "config.yaml").write_text(cfg.dump())
