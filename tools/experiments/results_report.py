@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Write docs/results.md: tables and plots from the JSON of reproduce.py and check_gradient.py.
+"""Write docs/results.md from the JSON of reproduce.py and check_gradient.py.
+
+The page holds the answer; every other table and plot goes to its appendix, results/appendix.md.
 
     tools/experiments/results_report.py --output docs/results.md \\
         --results output/reproduce/toy/results.json output/reproduce/dsb2018/results.json \\
@@ -26,6 +28,9 @@ METRICS = {
     "mIoU": "amwc/mIoU",
 }
 CURVES = ("N = 1", "N = 5")
+# What the answer rests on: the first row against each of the others.
+ANSWER = ("end to end", ("baseline", "calibrated", "continued cross-entropy", "separate losses"))
+APPENDIX_MARK = "<!-- appendix -->\n"  # in the notes: what follows goes there
 
 
 def get_parser():
@@ -59,10 +64,12 @@ def rows_in_order(runs):
     return sorted(found, key=lambda row: (*ROWS, row).index(row))
 
 
-def runs_table(results) -> str:
-    """One line for each row: the mean over its seeds."""
+def runs_table(results, rows=None) -> str:
+    """One line for each of ``rows`` (None: all): the mean over its seeds."""
     lines = []
     for row in rows_in_order(results["runs"]):
+        if rows is not None and row not in rows:
+            continue
         runs = [run for run in results["runs"] if run["row"] == row]
         means = [mean_of([r["metrics"].get(key) for r in runs]) for key in METRICS.values()]
         lines.append([row, len(runs), *means])
@@ -72,10 +79,10 @@ def runs_table(results) -> str:
     return table(lines, ["", "runs", *METRICS])
 
 
-def differences_table(results) -> str:
+def differences_table(differences) -> str:
     """Paired differences of PQ with both intervals, and of the other metrics over the seeds."""
     lines = []
-    for d in results["differences"]:
+    for d in differences:
         each = d["PQ"]["each"]
         lines.append(
             [
@@ -119,7 +126,14 @@ def cost_table(results) -> str:
                 f"{max(growth):.0f}",
             ]
         )
-    headers = ["", "s a step", "solver forward", "solver backward", "solver %", "% of cells moved"]
+    headers = [
+        "",
+        "s per step",
+        "solver forward",
+        "solver backward",
+        "solver %",
+        "% of cells moved",
+    ]
     return table(lines, [*headers, "MiB more in the second half"])
 
 
@@ -181,60 +195,91 @@ def _relative(path) -> str:
     return str(Path(*parts[parts.index("configs") :])) if "configs" in parts else str(path)
 
 
-def results_section(path, folder: Path) -> str:
-    results = json.loads(Path(path).read_text())
+def results_head(results) -> list[str]:
     name = results["dataset"]
     found = dict.fromkeys(run.get("commit", results["commit"]) for run in results["runs"])
     commits = " and ".join(found)
-    lines = [
+    return [
         f"### {name}",
         "",
         f"{results['test_images']} images of `{results['test']}`, commit {commits}, "
         f"`tools/experiments/reproduce.py {name}{' --search' if results['search'] else ''}"
         f"{' --quick' if results['quick'] else ''}`. Means over runs.",
         "",
-        runs_table(results),
-        "",
     ]
-    if results["differences"]:
-        lines += ["Differences of paired runs; *better*: runs in which the first is.", ""]
-        lines += [differences_table(results), ""]
+
+
+def differences_part(differences) -> list[str]:
+    if not differences:
+        return []
+    head = "Differences of paired runs; *better*: runs in which the first is."
+    return [head, "", differences_table(differences), ""]
+
+
+def answer_section(path) -> str:
+    results = json.loads(Path(path).read_text())
+    ours, bases = ANSWER
+    differences = [d for d in results["differences"] if d["ours"] == ours and d["base"] in bases]
+    lines = [*results_head(results), runs_table(results, (ours, *bases)), ""]
+    return "\n".join(lines + differences_part(differences))
+
+
+def results_section(path, folder: Path) -> str:
+    results = json.loads(Path(path).read_text())
+    lines = [*results_head(results), runs_table(results), ""]
+    lines += differences_part(results["differences"])
     if any("seconds" in run["figures"] for run in results["runs"]):
         lines += ["Costs of a stage-2 step on cached features.", "", cost_table(results), ""]
     folder.mkdir(parents=True, exist_ok=True)
-    plot = folder / f"{name}_curves.png"
+    plot = folder / f"{results['dataset']}_curves.png"
     if plot_curves(results, plot):
-        lines += [f"![N = 1 and N = 5]({folder.name}/{plot.name})", ""]
+        lines += [f"![N = 1 and N = 5]({plot.name})", ""]
     return "\n".join(lines)
 
 
 HEAD = """# Learning through the solver: results
 
-Made by `tools/experiments/results_report.py` from the JSON that the commands below wrote; not
-edited by hand. Every comparison stands beside two controls: *calibrated*, stage 1 with fitted cost
-scales and offsets, and *continued cross-entropy*, stage 1's losses on the same layers for as many
-steps. "95 %, images" is a bootstrap over the images, "95 %, seeds" Student's interval over the
-runs.
+Every comparison stands beside two controls: *calibrated*, stage 1 with fitted cost scales and
+offsets, and *continued cross-entropy*, stage 1's losses on the same layers for as many steps.
+"95 %, images" is a bootstrap over the images, "95 %, seeds" Student's interval over the runs.
+
+The [appendix](results/appendix.md) has every other row, the costs of a step, the alignment of the
+gradient and the searches. Both pages are made by `tools/experiments/results_report.py` from the
+JSON that the commands below wrote; not edited by hand.
+"""
+
+APPENDIX_HEAD = """# Results: appendix
+
+Every row, table and search behind [../results.md](../results.md), made with it.
 """
 
 
 def main(args):
     folder = args.output.with_suffix("")
-    parts = [HEAD]
+    notes, _, more_notes = (args.notes.read_text() if args.notes.exists() else "").partition(
+        APPENDIX_MARK
+    )
+    answer = [
+        HEAD,
+        "## Does it pay? Validation images\n",
+        *(answer_section(path) for path in args.results),
+        notes,
+    ]
+    appendix = [APPENDIX_HEAD]
     if args.gradient:
-        parts.append("## Does the gradient point the right way?\n")
-        parts += [gradient_section(path) for path in args.gradient]
+        appendix.append("## Does the gradient point the right way?\n")
+        appendix += [gradient_section(path) for path in args.gradient]
     for title, paths in (
         ("## Does it pay? Validation images", args.results),
         ("## What was tried, on images held back from training", args.search),
     ):
         if paths:
-            parts.append(title + "\n")
-            parts += [results_section(path, folder) for path in paths]
-    if args.notes.exists():
-        parts.append(args.notes.read_text())
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text("\n".join(parts))
+            appendix.append(title + "\n")
+            appendix += [results_section(path, folder) for path in paths]
+    appendix.append(more_notes)
+    folder.mkdir(parents=True, exist_ok=True)
+    args.output.write_text("\n".join(answer).rstrip() + "\n")
+    (folder / "appendix.md").write_text("\n".join(appendix).rstrip() + "\n")
 
 
 if __name__ == "__main__":

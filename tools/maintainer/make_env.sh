@@ -9,7 +9,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 env=${1:-.venv}
 python=${PYTHON:-python3}
-wanted=$(cat "$0" pyproject.toml setup.py amwc_d2/solver_cython/*.pyx amwc_d2/solver_cython/*.hpp \
+wanted=$(cat "$0" pyproject.toml setup.py amwc_d2/solver_cython/*.pyx amwc_d2/solver_cython/{,detail/}*.hpp \
     2>/dev/null | sha256sum | cut -c1-16)
 stamp="$env/.amwc_d2-$wanted-$(pwd | sha256sum | cut -c1-8)"
 [ -f "$stamp" ] && exit 0
@@ -40,7 +40,7 @@ if ! "$env/bin/python" -c 'import detectron2.projects' 2>/dev/null; then
     pip install --no-deps "$wheels"/*.whl
 fi
 say "the other libraries"
-pip install 'setuptools>=70.1,<81' wheel 'Cython>=3.1' 'numpy==1.26.*' \
+pip install 'setuptools>=77,<81' wheel 'Cython>=3.1' 'numpy==1.26.*' \
     fvcore iopath omegaconf hydra-core pycocotools panopticapi-lite cityscapesscripts \
     cloudpickle opencv-python-headless tifffile psutil tensorboard matplotlib scipy black tabulate cma \
     'pytest>=8' pytest-timeout pytest-xdist hypothesis ruff cython-lint pycodestyle pdoc bioimage-cpp onnx onnxruntime
