@@ -46,9 +46,13 @@ sanitize: env
 	AMWC_SANITIZE=1 $(PY) setup.py -q build_ext --build-lib $(SAN) --build-temp $(SAN)/temp
 	$(SAN_RUN) $(PY) tests/solver/fuzz_solver.py --cases $(CASES)
 
-# Warnings are errors: a docstring that refers to a name that is not there, a module that does not load.
+# Warnings are errors: a docstring that cannot be rendered, a module that does not load.
+API := amwc_d2 $(addprefix amwc_d2.,solver_cython model_zoo amwc_layer estimators losses costs edges \
+	refinement config affinity_head panoptic_seg post_processing visualization data evaluation \
+	engine explain)
 docs: env
-	$(PY) -W ignore::FutureWarning -W error::UserWarning -m pdoc --docformat google --output-directory build/docs amwc_d2
+	$(PY) -W ignore::FutureWarning -W error::UserWarning -m pdoc --docformat google \
+		--output-directory build/docs $(API)
 
 wheel: env
 	tools/maintainer/check_wheel.sh $(PY)
