@@ -80,32 +80,33 @@ private:
                 attraction += higher(inside, splat(0.0f));
                 repulsion -= lower(inside, splat(0.0f));
             };
-            // All edges but those inside a run.
-            const auto row = [&](uint32_t q, const float* w, int count) {
+            const auto row = [&](int, uint32_t q, const float* w, int count) {
                 int i = 0;
                 for (; i + 4 <= count; i += 4) add(load(l.z + q + i), load(w + i));
                 for (; i < count; i++) add(Int4{l.z[q + i], -1, -1, -1}, splat(w[i]));
             };
-            g.for_each_run_of_neighbours(runs_[r].start, int(runs_[r].length), row);
+            g.for_each_run_of_edges(runs_[r].start, int(runs_[r].length), row);
         }
         return total(repulsion) > kDoubt * total(attraction);
     }
 
     void add_cluster(const Grid& g, const Labelling& l, uint32_t c) {
-        const size_t first = pixels_.size();
         for (size_t r = runs_.begin(c); r < runs_.end(c); r++)
             for (uint32_t p = runs_[r].start; p < runs_[r].start + runs_[r].length; p++) {
                 index_[p] = uint32_t(pixels_.size());
                 pixels_.push_back(p);
             }
-        for (size_t i = first; i < pixels_.size(); i++) {
-            const uint32_t p = pixels_[i];
-            g.for_each_neighbour(p, [&](uint32_t q, float w) {
-                if (q < p || l.z[q] != l.z[p]) return;
-                graph_.from.push_back(index_[p]);
-                graph_.to.push_back(index_[q]);
-                graph_.weight.push_back(w);
-            });
+        for (size_t r = runs_.begin(c); r < runs_.end(c); r++) {
+            const uint32_t p = runs_[r].start;
+            const auto row = [&](int first, uint32_t q, const float* w, int count) {
+                for (int i = 0; i < count; i++) {
+                    if (l.z[q + i] != l.z[p]) continue;
+                    graph_.from.push_back(index_[p + first + i]);
+                    graph_.to.push_back(index_[q + i]);
+                    graph_.weight.push_back(w[i]);
+                }
+            };
+            g.for_each_run_of_edges(p, int(runs_[r].length), row);
         }
     }
 

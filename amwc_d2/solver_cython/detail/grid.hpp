@@ -163,6 +163,19 @@ struct Grid {
         }
     }
 
+    // Calls f(i, q, weights, count) for every run of edges that join pixel p + i and those after it, in
+    // the run of pixels from p on, to q, q + 1, ..., as their first ends.
+    template <class F>
+    void for_each_run_of_edges(uint32_t p, int length, F f) const {
+        const Position at(*this, p);
+        for (const Layer& l : layers) {
+            if (!l.first_row(at.z, at.y)) continue;
+            const int first = std::max(0, l.x0 - at.x), last = std::min(length, l.x1 - at.x);
+            if (first < last)
+                f(first, uint32_t(p + first + l.shift), edge + p + l.weight + first, last - first);
+        }
+    }
+
     // Calls f(q, weights) for every edge that all pixels of a square of side n from p on have to later
     // tiles, with that of the pixel p; false where some have one and others do not.
     template <class F>
