@@ -124,20 +124,21 @@ def objective(const float[:, ::1] node, const float[::1] edge, const int32_t[:, 
 # --- lower bound
 
 cdef extern from "lower_bound.hpp" namespace "amwc" nogil:
-    double grid_bound "amwc::lower_bound"(const Grid&, const uint8_t*, bint,
+    double grid_bound "amwc::lower_bound"(const Grid&, const uint8_t*, bint, const int32_t*,
                                           int (*)() noexcept nogil) except +
     double graph_bound "amwc::lower_bound"(const Graph&, const uint8_t*,
                                            int (*)() noexcept nogil) except +
 
 
 def bound(const float[:, ::1] node, const float[::1] edge, const int32_t[:, ::1] offsets,
-          const int32_t[::1] shape, const uint8_t[::1] partitionable, bint tight):
-    """Lower bound on the optimum of a grid."""
+          const int32_t[::1] shape, const uint8_t[::1] partitionable, bint tight,
+          const int32_t[::1] segments):
+    """Lower bound on the optimum of a grid; segments of a solution that guides it, or None."""
     cdef double value
+    cdef const int32_t* guide = &segments[0] if segments is not None else NULL
     cdef Grid grid = make_grid(node, edge, offsets, shape)
     with nogil:
-        value = grid_bound(grid, &partitionable[0], tight,
-                           interrupted)
+        value = grid_bound(grid, &partitionable[0], tight, guide, interrupted)
     return value
 
 

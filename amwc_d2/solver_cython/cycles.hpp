@@ -25,7 +25,7 @@ inline void check(int (*interrupted)()) {
 // Offsets are followed either way.
 class GridCycles {
 public:
-    explicit GridCycles(const Grid& grid) : g_(grid) {
+    GridCycles(const Grid& grid, const Guide& guide) : g_(grid), guide_(guide) {
         for (const Layer& l : g_.layers) {
             if (!l.exists()) continue;
             layers_.push_back(&l);
@@ -68,7 +68,14 @@ private:
         Step b, c;
     };
 
+    // Packs the cycle of an edge and the path, if it may pay; true if nothing of the edge is left.
+    bool pack(std::vector<DualEdge>& edges, DualEdge& edge, int length) {
+        return guide_.allows(edges, edge, path_.data(), length) &&
+               pack_cycle(edge, path_.data(), length);
+    }
+
     const Grid& g_;
+    const Guide& guide_;
     std::vector<const Layer*> layers_;
     std::vector<std::vector<Triangle>> triangles_;  // by layer
     std::vector<DualEdge*> path_;
@@ -105,7 +112,7 @@ private:
             if (!inside(z + t.b.dz(), y + t.b.dy(), x + t.b.dx())) continue;
             path_[0] = at(edges, t.b, p);
             path_[1] = at(edges, t.c, t.b.after(p));
-            if (pack_cycle(edge, path_.data(), 2)) return true;
+            if (pack(edges, edge, 2)) return true;
         }
         return false;
     }
@@ -121,7 +128,7 @@ private:
                 path_[0] = &edges[s.after(p) + a.weight];
                 path_[1] = at(edges, s, p);
                 path_[2] = at(edges, s, p + a.shift);
-                if (pack_cycle(edge, path_.data(), 3)) return true;
+                if (pack(edges, edge, 3)) return true;
             }
         }
         return false;
@@ -133,7 +140,7 @@ private:
             const int count = times(b, a);
             if (count < 2) continue;
             for (int s = 0; s < count; s++) path_[size_t(s)] = &edges[p + s * b.shift + b.weight];
-            if (pack_cycle(edge, path_.data(), count)) return;
+            if (pack(edges, edge, count)) return;
         }
     }
 
@@ -150,8 +157,9 @@ private:
 template <class Costs>
 class SearchedCycles {
 public:
-    SearchedCycles(const Costs& costs, int (*interrupted)())
-        : g_(costs), interrupted_(interrupted) {
+    // Of the guide, only joined repulsive edges are looked at, and only paths inside a segment.
+    SearchedCycles(const Costs& costs, const Guide& guide, int (*interrupted)())
+        : g_(costs), guide_(guide), interrupted_(interrupted) {
         arcs_.build(g_.pixels(), [&](auto put) {
             g_.for_each_edge([&](uint32_t p, uint32_t q, float w, uint32_t e) {
                 if (w > 0) put(p, {q, e}), put(q, {p, e});
@@ -165,6 +173,7 @@ public:
         for (int length : {3, 6, kLongest})
             g_.for_each_edge([&](uint32_t p, uint32_t q, float, uint32_t e) {
                 DualEdge& edge = edges[e];
+                if (cut(e)) return;
                 for (int i = 0; i < kTries && edge.cost < 0 && edge.free() > 0; i++)
                     if (!find(edges, p, q, length) ||
                         pack_cycle(edge, path_.data(), int(path_.size())))
@@ -182,12 +191,15 @@ private:
     };
 
     const Costs& g_;
+    const Guide& guide_;
     int (*interrupted_)();
     Csr<Arc> arcs_;  // the attractive edges of a node
     std::vector<Arc> from_;  // node and edge by which a node was reached
     std::vector<uint32_t> seen_, queue_;
     uint32_t search_ = 0;
     std::vector<DualEdge*> path_;
+
+    bool cut(uint32_t e) const { return !guide_.cut.empty() && guide_.cut[e]; }
 
     // Fills path_ with the edges of a shortest path from p to q of at most `length` edges.
     bool find(std::vector<DualEdge>& edges, uint32_t p, uint32_t q, int length) {
@@ -199,7 +211,8 @@ private:
             for (; head < level; head++)
                 for (size_t s = arcs_.begin(queue_[head]); s < arcs_.end(queue_[head]); s++) {
                     const Arc arc = arcs_[s];
-                    if (seen_[arc.to] == search_ || !(edges[arc.edge].free() > 0)) continue;
+                    if (seen_[arc.to] == search_ || !(edges[arc.edge].free() > 0) || cut(arc.edge))
+                        continue;
                     seen_[arc.to] = search_;
                     from_[arc.to] = {queue_[head], arc.edge};
                     if (arc.to == q) return trace(edges, p, q);

@@ -40,19 +40,36 @@ double ascend(Messages<Costs>& bound, int most, double tolerance, int (*interrup
     return bound.evaluate();
 }
 
-// tight = false: ladders and lines only, in time and memory linear in the input.
+// tight = false: triangles, ladders and lines only, in time and memory linear in the input.
 // tight = true: searched cycles too and more sweeps; for small grids.
+// segments: null, or a good solution's: until the last sweeps only cycles that it lets pay are packed,
+// and longer ones are searched inside its segments. The bound is valid whatever they are.
 inline double lower_bound(const Grid& grid, const uint8_t* partitionable, bool tight,
-                          int (*interrupted)()) {
+                          const int32_t* segments, int (*interrupted)()) {
     Messages<Grid> bound(grid, partitionable);
-    GridCycles cycles(grid);
-    if (!tight) {
+    Guide guide;
+    if (segments) {
+        guide.cut.assign(edge_slots(grid), 0);
+        grid.for_each_edge([&](uint32_t p, uint32_t q, float, uint32_t e) {
+            guide.cut[e] = segments[p] != segments[q];
+        });
+    }
+    GridCycles cycles(grid, guide);
+    if (!tight && !segments) {
         return ascend(bound, 12, 5e-4, interrupted, [&](int sweep) {
             if (sweep < 3 || sweep % 4 == 0) cycles.pack(bound.edges);
         });
     }
-    SearchedCycles<Grid> longer(grid, interrupted);
+    SearchedCycles<Grid> longer(grid, guide, interrupted);
+    if (!tight) {
+        return ascend(bound, 16, 5e-4, interrupted, [&](int sweep) {
+            if (sweep >= 14) guide.cut.clear();
+            if (sweep < 3 || sweep % 4 == 0 || sweep >= 14) cycles.pack(bound.edges);
+            if (sweep == 1 || sweep == 5 || sweep == 9) longer.pack(bound.edges);
+        });
+    }
     return ascend(bound, 100, 1e-6, interrupted, [&](int sweep) {
+        if (sweep >= 20) guide.cut.clear();
         cycles.pack(bound.edges);
         if (sweep >= 2 && (sweep & (sweep - 1)) == 0) longer.pack(bound.edges);
     });
@@ -60,7 +77,8 @@ inline double lower_bound(const Grid& grid, const uint8_t* partitionable, bool t
 
 inline double lower_bound(const Graph& graph, const uint8_t* partitionable, int (*interrupted)()) {
     Messages<Graph> bound(graph, partitionable);
-    SearchedCycles<Graph> cycles(graph, interrupted);
+    const Guide guide;
+    SearchedCycles<Graph> cycles(graph, guide, interrupted);
     return ascend(bound, 100, 1e-6, interrupted, [&](int sweep) {
         if (sweep < 20) cycles.pack(bound.edges);
     });

@@ -144,7 +144,8 @@ def fuzz_amwc(rng):
             worse = solutions[better].objective - solutions[method].objective
             if better in ("good", "best"):
                 assert worse <= 1e-6 * scale, f"{better}, {method}: worse by {worse}"
-    bound = lower_bound(*problem, tight=bool(rng.random() < 0.3))
+    guide = solutions[str(rng.choice(methods))] if rng.random() < 0.5 else None
+    bound = lower_bound(*problem, tight=bool(rng.random() < 0.3), solution=guide)
     assert bound <= min(s.objective for s in solutions.values()), "bound above a solution"
     method = str(rng.choice(methods))
     moved = [relayout(rng, problem[0]), relayout(rng, problem[1]), *problem[2:]]

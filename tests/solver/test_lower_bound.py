@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from reference_solver import grid_to_graph, objective, optimum, random_graph, random_grid
+from solver_instances import make_instance
 
 from amwc_d2.solver_cython import (
     lower_bound,
@@ -44,6 +45,26 @@ def test_never_above_the_optimum_on_graphs(kind):
         if value - trivial > 1e-4:
             closed.append((bound - trivial) / (value - trivial))
     assert np.mean(closed) > 0.9
+
+
+@pytest.mark.parametrize("tight", [False, True])
+def test_a_solution_guides_but_never_breaks_the_bound(tight):
+    rng = np.random.default_rng(23)
+    for case in range(200):
+        problem = random_grid(rng, max_side=3, max_classes=5)
+        costs = grid_to_graph(problem["node_costs"], problem["edge_costs"], problem["distances"])
+        best = optimum(*costs, problem["partitionable"])[0]
+        good = solve_amwc(**problem)
+        bad = good._replace(segments=rng.integers(0, 3, good.segments.shape))
+        for solution in (good, bad):
+            bound = lower_bound(**problem, tight=tight, solution=solution)
+            assert bound <= best, f"case {case}"
+    made = make_instance("street", 48, 64, 0, "medium")
+    solution = solve_amwc(*made.problem, method="good")
+    plain, guided = (lower_bound(*made.problem, solution=s) for s in (None, solution))
+    assert plain < guided <= solution.objective
+    with pytest.raises(ValueError, match="segments: expected shape"):
+        lower_bound(**problem, solution=solution)
 
 
 @pytest.mark.parametrize("tight", [False, True])

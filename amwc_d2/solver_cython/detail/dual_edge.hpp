@@ -3,8 +3,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <vector>
 
 namespace amwc {
 
@@ -34,5 +36,20 @@ inline bool pack_cycle(DualEdge& repulsive, DualEdge* const* path, int length) {
     for (int s = 0; s < length; s++) path[s]->cost = below(double(path[s]->cost) - w);
     return !(repulsive.free() > 0);
 }
+
+// Which cycles a solution lets pay. An optimal dual solution gives weight only to cycles that are tight
+// in the optimum (complementary slackness): no edge of the path is cut where the repulsive edge is
+// joined, exactly one where it is cut. With a good solution these are the cycles worth packing.
+struct Guide {
+    std::vector<uint8_t> cut;  // by edge; empty: every cycle may pay
+
+    bool allows(const std::vector<DualEdge>& edges, const DualEdge& repulsive,
+                DualEdge* const* path, int length) const {
+        if (cut.empty()) return true;
+        int count = 0;
+        for (int s = 0; s < length; s++) count += cut[size_t(path[s] - edges.data())];
+        return count == cut[size_t(&repulsive - edges.data())];
+    }
+};
 
 }  // namespace amwc
