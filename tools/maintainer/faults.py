@@ -78,7 +78,7 @@ class Result:
         return line.replace("|", "/")[:150]
 
 
-def forked(function, timeout=240, limits=()):
+def forked(function, timeout=600, limits=()):
     """Run a function in a forked process of its own session; the imports are shared."""
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         return _forked(function, timeout, limits, log)
@@ -128,7 +128,7 @@ def main_function(folder, *options, stage=1, flags=(), gpus=0):
     train_net.main(default_argument_parser().parse_args(arguments))
 
 
-def run(folder, *options, hook=None, timeout=240, limits=(), **keywords):
+def run(folder, *options, hook=None, timeout=600, limits=(), **keywords):
     """Train in a forked process, where ``hook()`` first prepares the fault."""
 
     def function():
@@ -245,7 +245,7 @@ def kills():
     """kill -9, twenty times, each followed by --resume; then the weights are compared."""
     for stage in (1, 2):
         whole, folder = reference(stage), fresh(f"kills_{stage}")
-        rng, last, good = random.Random(stage), -1, 0
+        rng, last = random.Random(stage), -1
         for number in range(10):
             kind = ("at random", "while writing", "while evaluating")[number % 3]
             seconds, calls = rng.uniform(0.3, 2.0), rng.randint(1, 2)
@@ -264,9 +264,9 @@ def kills():
             result = run(folder, *RUN, stage=stage, flags=["--resume"], hook=hook)
             begun, now = result.began[-1:], last_iteration(folder)
             ok = result.status in (-9, 0) and begun == [last + 1] and now >= last
-            good += ok
+            left = f"a whole checkpoint of iteration {now}" if now >= 0 else "no checkpoint yet"
             row(f"kill -9 {kind}, stage {stage} ({number + 1} of 10)", ok,
-                f"resumed at {begun}, left a whole checkpoint of iteration {now}")  # fmt: skip
+                f"began at {begun}, left {left}")  # fmt: skip
             last = now
         result = run(folder, *RUN, stage=stage, flags=["--resume"])
         row(f"stage {stage} after ten kills, run to its end",
