@@ -113,3 +113,15 @@ def cut_edges(segments: Tensor, distances) -> Tensor:
         anchor, other = edge_ends(segments, d)
         cuts.append(anchor != other)
     return torch.stack(cuts, dim=-4) & exists
+
+
+def edge_weights(cell_weight: Tensor, distances) -> Tensor:
+    """Weights of edges, float (N, D, 2, H, W), from those of cells, (N, H, W).
+
+    The larger weight of both ends; 0 if either is 0 or lies outside.
+    """
+    weights = []
+    for d in distances:
+        anchor, other = edge_ends(cell_weight, d)
+        weights.append(torch.maximum(anchor, other) * (anchor * other > 0))
+    return torch.stack(weights, dim=1)

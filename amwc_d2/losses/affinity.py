@@ -5,11 +5,10 @@ Shape shorthand in this module:
     N: images    D: distances    2: directions    H, W: the grid (stride 4)
 """
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from amwc_d2.edges import cut_edges, edge_ends
+from amwc_d2.edges import cut_edges, edge_weights
 
 
 def affinity_targets(segments: Tensor, node_weights: Tensor, distances) -> tuple[Tensor, Tensor]:
@@ -25,11 +24,7 @@ def affinity_targets(segments: Tensor, node_weights: Tensor, distances) -> tuple
             larger weight of the two ends ("at least one end point belongs to a thing").
     """
     target = (~cut_edges(segments, distances)).float()
-    weights = []
-    for d in distances:
-        anchor, other = edge_ends(node_weights, d)
-        weights.append(torch.maximum(anchor, other) * (anchor * other > 0))
-    return target, torch.stack(weights, dim=1)
+    return target, edge_weights(node_weights, distances)
 
 
 def affinity_loss(logits: Tensor, target: Tensor, weight: Tensor, top_k: float) -> Tensor:

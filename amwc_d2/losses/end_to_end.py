@@ -21,9 +21,9 @@ from torch.nn.functional import avg_pool2d, one_hot
 
 from amwc_d2.amwc_layer import LabelFunction, MaskFunction, solve, to_arrays
 from amwc_d2.costs import without_scale
-from amwc_d2.edges import at_cell_centres, cut_edges
+from amwc_d2.edges import at_cell_centres, cut_edges, edge_weights
 from amwc_d2.estimators import Estimator, Report
-from amwc_d2.losses.labels import class_loss, cut_loss, edge_weights, fenchel_young_loss
+from amwc_d2.losses.labels import class_loss, cut_loss, fenchel_young_loss
 from amwc_d2.losses.pq import SURROGATES, match_segments, pq_surrogate_loss
 from amwc_d2.refinement import pixel_labels
 

@@ -9,19 +9,7 @@ Throughout, x is the one-hot class, float (N, K, H, W), and y the cut indicator,
 or padding, and for edges with such an end.
 """
 
-import torch
 from torch import Tensor
-
-from amwc_d2.edges import edge_ends
-
-
-def edge_weights(cell_weight: Tensor, distances) -> Tensor:
-    """The larger weight of both ends, 0 if either is 0: float (N, D, 2, H, W) from (N, H, W)."""
-    weights = []
-    for d in distances:
-        anchor, other = edge_ends(cell_weight, d)
-        weights.append(torch.maximum(anchor, other) * (anchor * other > 0))
-    return torch.stack(weights, dim=1)
 
 
 def fenchel_young_loss(

@@ -160,7 +160,8 @@ def test_optimizer_holds_what_is_trained(repository, optimizer, expected):
 
 
 def test_augmentations_follow_the_config(repository):
-    cfg = read_config(repository, TOY.format(""), "INPUT.RANDOM_FLIP", "none")
+    plain = ["INPUT.BRIGHTNESS", 0.0, "INPUT.CONTRAST", 0.0, "INPUT.SATURATION", 0.0]
+    cfg = read_config(repository, TOY.format(""), "INPUT.RANDOM_FLIP", "none", *plain)
     assert len(build_train_augmentations(cfg)) == 2
     cfg.INPUT.RANDOM_FLIP = "vertical"
     assert build_train_augmentations(cfg)[-1].vertical

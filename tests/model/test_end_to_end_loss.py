@@ -7,10 +7,10 @@ from helpers import DISTANCES, make_estimator, scene
 
 from amwc_d2.amwc_layer import solve
 from amwc_d2.costs import without_scale
-from amwc_d2.edges import cut_edges, edge_exists
+from amwc_d2.edges import cut_edges, edge_exists, edge_weights
 from amwc_d2.estimators import Report
 from amwc_d2.losses.end_to_end import EndToEndLoss, Truth
-from amwc_d2.losses.labels import class_loss, cut_loss, edge_weights, fenchel_young_loss
+from amwc_d2.losses.labels import class_loss, cut_loss, fenchel_young_loss
 from amwc_d2.losses.pq import match_segments, one_hot_masks, pq_surrogate_loss
 
 SIZES = [(8, 10), (8, 10)]
