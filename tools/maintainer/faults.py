@@ -298,7 +298,7 @@ def signals():
             ok = first.status == status and equal and second.began == [saved + 1]
             row(f"{number.name} {name}", ok,
                 f"status {first.status}, saved iteration {saved}, resumed: weights "
-                f"{'equal to the bit' if equal else 'DIFFER'}")  # fmt: skip
+                f"{'equal to the bit' if equal else f'DIFFER ({second.status})'}")  # fmt: skip
 
 
 @group
