@@ -11,7 +11,7 @@ Shape shorthand in this module:
 import torch
 from torch import Tensor, nn
 
-GAMMA = 0.15  # chosen on images that decided nothing else: docs/results.md
+GAMMA = 0.15  # chosen on images that decided nothing else: docs/benchmarks/refinement.md
 
 
 class Costs(nn.Module):

@@ -253,12 +253,12 @@ private:
             stuff++;
             doubtful += cheapest_thing(g, l, p) >= 0;
         }
-        return 4 * doubtful > stuff;
+        return 10 * doubtful > 9 * stuff;
     }
 
     // The cheapest class of things of a stuff pixel if it costs hardly more, else -1.
     int32_t cheapest_thing(const Grid& g, const Labelling& l, uint32_t p) const {
-        const float hardly_more = 0.25f * l.scale;
+        const float hardly_more = 0.05f * l.scale;
         float least = g.cost(p, l.cheapest[p]) + hardly_more;
         int32_t best = -1;
         for (int32_t k = 0; k < g.K; k++)
