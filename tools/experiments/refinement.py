@@ -63,7 +63,9 @@ def main(args):
     order = np.random.default_rng(1).permutation(len(samples))[: args.num_images]
     with torch.no_grad():
         rows = compare(cfg, model, [samples[i] for i in order], args.gammas)
-    logger.info("%s, %d images\n%s", args.dataset, len(order), tabulate(rows.items(), floatfmt=".2f"))
+    logger.info(
+        "%s, %d images\n%s", args.dataset, len(order), tabulate(rows.items(), floatfmt=".2f")
+    )
     if args.json:
         content = {"dataset": args.dataset, "images": len(order), "commit": commit(), "PQ": rows}
         args.json.write_text(json.dumps(content, indent=1) + "\n")
