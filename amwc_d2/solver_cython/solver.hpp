@@ -258,7 +258,7 @@ private:
 
     // The cheapest class of things of a stuff pixel if it costs hardly more, else -1.
     int32_t cheapest_thing(const Grid& g, const Labelling& l, uint32_t p) const {
-        const float hardly_more = 0.05f * l.scale;
+        const float hardly_more = 0.15f * l.scale;
         float least = g.cost(p, l.cheapest[p]) + hardly_more;
         int32_t best = -1;
         for (int32_t k = 0; k < g.K; k++)

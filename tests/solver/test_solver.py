@@ -147,7 +147,7 @@ def test_memory_is_released():
     assert solve_amwc(node, edge, DISTANCES, THINGS).objective == before.objective
 
 
-@pytest.mark.parametrize("evidence", [0.0, 0.1])
+@pytest.mark.parametrize("evidence", [0.0, 0.05])
 @pytest.mark.parametrize("rows, columns, side", [(2, 3, 10), (8, 9, 12)])
 def test_edges_decide_where_classes_say_nothing(evidence, rows, columns, side):
     edge, square = blocks(rows, columns, side, [1, 4])
