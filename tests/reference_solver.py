@@ -68,7 +68,7 @@ def canonical(segments):
     return rank[inverse.ravel()].reshape(segments.shape)
 
 
-def algorithm2(node_costs, edges, edge_costs, partitionable):
+def algorithm2(node_costs, edges, edge_costs, partitionable, apart=()):
     """Algorithm 2 of the paper, every edge re-evaluated at every step.
 
     Readings of the text: the cost of a parallel edge is always added (lines 12-18), clusters merge
@@ -76,8 +76,13 @@ def algorithm2(node_costs, edges, edge_costs, partitionable):
     Ties: lowest class, then lowest edge index; a bundle of parallel edges has the index of its
     first edge.
 
+    Infinite costs: +inf forbids a class, an edge of -inf is never merged. `apart` lists pairs of
+    nodes that are to be in different segments, each also an edge of -inf: where two of their
+    clusters come out in one class of stuff, their classes are chosen again by :func:`keep_apart`.
+
     Returns:
-        classes (N,), segments (N,) in canonical numbering, objective.
+        classes (N,), segments (N,) in canonical numbering, objective; None if keep_apart finds
+        nothing.
     """
     costs = np.array(node_costs, np.float64)
     ends, weight = np.array(edges, np.int64).reshape(-1, 2), np.array(edge_costs, np.float64)
@@ -95,11 +100,78 @@ def algorithm2(node_costs, edges, edge_costs, partitionable):
         cluster[cluster == gone] = keep
         ends[ends == gone] = keep
         ends, weight = _bundle(ends, weight, len(costs))
-    classes = costs.argmin(1)[cluster]
+    labels = costs.argmin(1)
+    if not keep_apart(labels, costs, [(cluster[p], cluster[q]) for p, q in apart], partitionable):
+        return None
+    classes = labels[cluster]
     stuff = ~np.asarray(partitionable)[classes]
     cluster = np.where(stuff, len(costs) + classes, cluster)
     value = objective(node_costs, np.asarray(edges), edge_costs, classes, cluster)
     return classes, canonical(cluster), value
+
+
+def keep_apart(labels, costs, pairs, partitionable):
+    """Two clusters of a pair cannot both be of one class of stuff, which is one segment.
+
+    If some are, the clusters of the pairs, in the order in which they come up, each take the
+    cheapest class that no earlier one has which it is to be apart from; with backtracking.
+    """
+    if not any(labels[a] == labels[b] and not partitionable[labels[a]] for a, b in pairs):
+        return True
+    order = list(dict.fromkeys(c for pair in pairs for c in pair))
+    rivals = {c: {b for pair in pairs if c in pair for b in pair if b != c} for c in order}
+
+    def assign(depth, chosen):
+        if depth == len(order):
+            return chosen
+        c = order[depth]
+        for k in np.argsort(costs[c], kind="stable"):
+            taken = not partitionable[k] and any(chosen.get(b) == k for b in rivals[c])
+            if np.isfinite(costs[c, k]) and not taken:
+                done = assign(depth + 1, {**chosen, c: k})
+                if done:
+                    return done
+        return None
+
+    chosen = assign(0, {})
+    for c, k in (chosen or {}).items():
+        labels[c] = k
+    return chosen is not None
+
+
+def constrained_graph(nodes, edges, edge_costs, keep, together, apart):
+    """A graph of what is left when constraints are taken literally.
+
+    Nodes outside `keep` are gone with their edges; nodes that are to be together, by pairs or
+    edges of +inf, are one node with the sum of their costs, in the order of their first; pairs to
+    be apart are edges of -inf at the end, those of -inf in the graph among them, each pair once
+    and in order.
+
+    Returns:
+        nodes, edges, edge_costs, apart (pairs of new ids), new id of each old node or -1;
+        None if two nodes are to be together and apart, or have no class in common.
+    """
+    kept = keep[edges].all(1)
+    edges, edge_costs = edges[kept], np.asarray(edge_costs, float)[kept]
+    together = [*map(tuple, together), *map(tuple, edges[edge_costs == np.inf])]
+    apart = [*map(tuple, apart), *map(tuple, edges[edge_costs == -np.inf])]
+    group = np.arange(len(nodes))
+    for p, q in together * len(together):  # until nothing changes
+        group[[p, q]] = min(group[p], group[q])
+    group = np.where(keep, group, -1)
+    first = np.unique(group[keep])
+    ids = np.full(len(nodes), -1)
+    ids[keep] = np.searchsorted(first, group[keep])
+    costs = np.zeros((len(first), nodes.shape[1]))
+    np.add.at(costs, ids[keep], np.asarray(nodes, float)[keep])  # what is gone may cost anything
+    pairs = sorted({tuple(sorted((ids[p], ids[q]))) for p, q in apart})
+    if any(a == b for a, b in pairs) or not np.isfinite(costs).any(1).all():
+        return None
+    ends, finite = ids[edges], np.isfinite(edge_costs)
+    proper = finite & (ends[:, 0] != ends[:, 1])
+    ends = np.concatenate([ends[proper], np.array(pairs, int).reshape(-1, 2)])
+    weights = np.concatenate([edge_costs[proper], np.full(len(pairs), -np.inf)])
+    return costs, ends, weights, pairs, ids
 
 
 def _bundle(ends, weight, size):

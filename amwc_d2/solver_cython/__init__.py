@@ -21,13 +21,22 @@ from typing import NamedTuple
 import numpy as np
 
 try:
-    from ._amwc import bound, bound_graph, objective, refine
+    from ._amwc import all_finite, bound, bound_graph, objective, objective_graph, refine
 except ModuleNotFoundError as error:
     raise ImportError(
         "the solver of amwc_d2 is not compiled for this Python. Run 'pip install -e .' in the "
         "repository; it needs a C++ compiler (gcc or clang)."
     ) from error
 
+from ._constraints import (
+    check_graph_constraints,
+    check_nodes,
+    check_start,
+    constrain,
+    infinite_edges,
+    relax,
+    unconstrained,
+)
 from ._threads import release_memory, run, run_batch, thread_count
 from ._validation import (
     METHODS,
@@ -38,6 +47,7 @@ from ._validation import (
     check_lengths,
     check_partitionable,
     check_sizes,
+    check_time_limit,
     method_code,
 )
 
@@ -45,6 +55,7 @@ __all__ = [
     "METHODS",
     "Solution",
     "amwc_objective",
+    "amwc_objective_graph",
     "lower_bound",
     "lower_bound_graph",
     "refine_labels",
@@ -53,8 +64,10 @@ __all__ = [
     "solve_amwc",
     "solve_amwc_batch",
     "solve_amwc_graph",
+    "solve_amwc_graph_batch",
     "solve_mwc",
     "solve_mwc_batch",
+    "solve_mwc_graph",
     "thread_count",
 ]
 
@@ -65,7 +78,8 @@ class Solution(NamedTuple):
     Attributes:
         classes: int32 (H, W) or (N,), class of every pixel or node.
         segments: int32, same shape: segment ids from 0 without gaps, in order of first appearance.
-        objective: float, evaluated in double precision.
+            Pixels outside a mask have class and segment -1.
+        objective: float, evaluated in double precision; constraints count nothing in it.
     """
 
     classes: np.ndarray
@@ -75,13 +89,31 @@ class Solution(NamedTuple):
     @property
     def segment_classes(self) -> np.ndarray:
         """int32 (S,), the class of every segment."""
+        part = self.segments >= 0
         classes = np.empty(int(self.segments.max()) + 1, np.int32)
-        classes[self.segments] = self.classes
+        classes[self.segments[part]] = self.classes[part]
         return classes
 
 
-def solve_amwc(node_costs, edge_costs, distances, partitionable, method="fast"):
+def solve_amwc(
+    node_costs,
+    edge_costs,
+    distances,
+    partitionable,
+    method="fast",
+    *,
+    mask=None,
+    seeds=None,
+    must_link=None,
+    cannot_link=None,
+    init=None,
+    time_limit=None,
+):
     """Solves an asymmetric multiway cut on a grid.
+
+    Costs may be infinite, as constraints: a node cost of +inf forbids a class at a pixel, an edge
+    of +inf is never cut, one of -inf always. What an infinite edge costs counts nothing in the
+    objective. The result obeys all constraints, with every method.
 
     Args:
         node_costs: float32 (K, H, W) or, of a volume, (K, D, H, W); lower is better.
@@ -93,21 +125,46 @@ def solve_amwc(node_costs, edge_costs, distances, partitionable, method="fast"):
         method: "greedy" (Algorithm 2 of the paper, exactly), "fast" (label first, then local
             moves), "good" (fast on noisy costs and Algorithm 2, fused; never worse than either,
             some twenty times as long as fast) or "best" (from there, full local search; slow).
+        mask: bool (H, W), False where pixels take no part; they get class and segment -1.
+        seeds: int (H, W), ids >= 0, -1 for none: pixels of one id are of one segment, pixels of
+            different ids of different ones. At most 2000 ids.
+        must_link, cannot_link: int (M, 2, 2), pairs of pixels ((y, x), (y, x)) that are of one
+            segment, or of different ones; (M, 2, 3) in a volume.
+        init: a :class:`Solution` or (classes, segments) that obeys the constraints: "fast" makes
+            only local moves from it that lower the objective, "good" and "best" begin with these.
+        time_limit: seconds after which "good" and "best" return the best solution so far. It is
+            looked at between steps: there always is a solution, of "fast" or better.
 
     Returns:
         A :class:`Solution`.
 
     Raises:
-        ValueError: an argument has a wrong shape or value, or a cost is not finite.
+        ValueError: an argument has a wrong shape or value, a cost is NaN, a node cost is -inf, or
+            the constraints leave no labelling, or none was found.
         TypeError: an argument is not a NumPy array or has a dtype that cannot be used.
     """
-    return run(_amwc_job(node_costs, edge_costs, distances, partitionable, method))
+    job = _amwc_job(
+        node_costs,
+        edge_costs,
+        distances,
+        partitionable,
+        method,
+        init,
+        time_limit,
+        mask=mask,
+        seeds=seeds,
+        must_link=must_link,
+        cannot_link=cannot_link,
+    )
+    return run(job)
 
 
 def solve_amwc_batch(
     node_costs, edge_costs, distances, partitionable, method="fast", num_threads=0
 ):
     """Solves one problem for each image on threads; the results do not depend on their number.
+
+    All costs must be finite: infinite ones, here, are an error of who made them.
 
     Args:
         node_costs: sequence of float32 (K, H, W), of any sizes.
@@ -124,7 +181,7 @@ def solve_amwc_batch(
     """
     check_lengths(node_costs=node_costs, edge_costs=edge_costs)
     return run_batch(
-        lambda i: _amwc_job(node_costs[i], edge_costs[i], distances, partitionable, method),
+        lambda i: _finite_job(node_costs[i], edge_costs[i], distances, partitionable, method),
         len(node_costs),
         num_threads,
     )
@@ -174,7 +231,9 @@ def solve_mwc_batch(node_costs, edge_costs, distances, inits=None, num_threads=0
     )
 
 
-def solve_amwc_graph(node_costs, edges, edge_costs, partitionable, method="greedy"):
+def solve_amwc_graph(
+    node_costs, edges, edge_costs, partitionable, method="greedy", *, time_limit=None
+):
     """Solves an asymmetric multiway cut on any graph.
 
     Args:
@@ -182,8 +241,9 @@ def solve_amwc_graph(node_costs, edges, edge_costs, partitionable, method="greed
         edges: int (E, 2), node ids; parallel edges are summed, self loops are refused.
         edge_costs: float32 (E,), positive is attractive.
         partitionable: bool (K,).
-        method: "greedy" (Algorithm 2) or "best" (and local search); "fast" is for grids and
-            means "greedy" here.
+        method: "greedy" (Algorithm 2), "fast" (then moves of nodes and clusters until none
+            improves) or "best" (and local search).
+        time_limit: as in :func:`solve_amwc`. Infinite costs are constraints as there.
 
     Returns:
         A :class:`Solution` with shapes (N,).
@@ -191,19 +251,73 @@ def solve_amwc_graph(node_costs, edges, edge_costs, partitionable, method="greed
     Raises:
         ValueError, TypeError: as :func:`solve_amwc`.
     """
-    node_costs, edges, edge_costs = check_graph(node_costs, edges, edge_costs)
-    nodes, k = node_costs.shape
-    partitionable = check_partitionable(partitionable, k)
-    classes, segments = np.empty(nodes, np.int32), np.empty(nodes, np.int32)
-    code = method_code(method)
+    return run(_graph_job(node_costs, edges, edge_costs, partitionable, method, time_limit))
 
-    def job(arena):
-        value = arena.amwc_graph(
-            node_costs, edges, edge_costs, partitionable, code, classes, segments
-        )
-        return Solution(classes, segments, value)
 
-    return run(job)
+def solve_amwc_graph_batch(
+    node_costs, edges, edge_costs, partitionable, method="greedy", num_threads=0
+):
+    """Solves many graphs on threads; the results do not depend on their number.
+
+    Args:
+        node_costs, edges, edge_costs: sequences, one entry a graph, as in
+            :func:`solve_amwc_graph`.
+        partitionable, method: shared.
+        num_threads: as in :func:`solve_amwc_batch`.
+
+    Returns:
+        A list of :class:`Solution`.
+
+    Raises:
+        ValueError, TypeError: as :func:`solve_amwc`, the message begins with the index.
+    """
+    check_lengths(node_costs=node_costs, edges=edges, edge_costs=edge_costs)
+    return run_batch(
+        lambda i: _graph_job(node_costs[i], edges[i], edge_costs[i], partitionable, method),
+        len(node_costs),
+        num_threads,
+    )
+
+
+def solve_mwc_graph(node_costs, edges, edge_costs, method="fast", *, time_limit=None):
+    """Solves a multiway cut on any graph: every label is one segment.
+
+    Args:
+        node_costs: float32 (N, J), lower is better.
+        edges, edge_costs, method, time_limit: as in :func:`solve_amwc_graph`.
+
+    Returns:
+        A :class:`Solution`; ``classes`` holds the labels, ``segments`` numbers those in use.
+
+    Raises:
+        ValueError, TypeError: as :func:`solve_amwc`.
+    """
+    labels = np.shape(node_costs)[-1] if np.ndim(node_costs) else 1
+    stuff = np.zeros(labels, bool)
+    return run(_graph_job(node_costs, edges, edge_costs, stuff, method, time_limit))
+
+
+def amwc_objective_graph(node_costs, edges, edge_costs, classes, segments):
+    """Objective of a labelling of a graph, feasible or not, in double precision.
+
+    Args:
+        node_costs, edges, edge_costs: as in :func:`solve_amwc_graph`.
+        classes: int (N,) in [0, K).
+        segments: int (N,), any ids; only their equality counts.
+
+    Returns:
+        The objective; +inf as in :func:`amwc_objective`.
+
+    Raises:
+        ValueError, TypeError: as :func:`solve_amwc`.
+    """
+    node_costs, edges, edge_costs = check_graph(node_costs, edges, edge_costs, finite=False)
+    classes = check_labelling("classes", classes, node_costs.shape[:1], node_costs.shape[1])
+    segments = check_labelling("segments", segments, node_costs.shape[:1], None)
+    cut = segments[edges[:, 0]] != segments[edges[:, 1]]
+    if cut[edge_costs == np.inf].any() or not cut[edge_costs == -np.inf].all():
+        return float("inf")
+    return objective_graph(node_costs, edges, edge_costs, classes, segments)
 
 
 def amwc_objective(node_costs, edge_costs, distances, classes, segments):
@@ -211,16 +325,28 @@ def amwc_objective(node_costs, edge_costs, distances, classes, segments):
 
     Args:
         node_costs, edge_costs, distances: as in :func:`solve_amwc`.
-        classes: int (H, W) in [0, K).
-        segments: int (H, W), any ids; only their equality counts.
+        classes: int (H, W) in [0, K); -1 where a pixel takes no part (outside a mask).
+        segments: int (H, W), any ids; only their equality counts. -1 where the class is.
+
+    Returns:
+        The objective; +inf for a labelling that has a forbidden class, cuts an edge of cost +inf or
+        does not cut one of -inf.
 
     Raises:
         ValueError, TypeError: as :func:`solve_amwc`.
     """
-    grid, shape = check_grid(node_costs, edge_costs, distances)
-    classes = check_labelling("classes", classes, shape, len(grid.node))
-    segments = check_labelling("segments", segments, shape, None)
-    return objective(*grid, classes.ravel(), segments.ravel())
+    grid, shape = check_grid(node_costs, edge_costs, distances, finite=False, finite_edges=False)
+    classes = check_labelling("classes", classes, shape, len(grid.node), -1).ravel()
+    segments = check_labelling("segments", segments, shape, None).ravel()
+    masked = bool(classes.min() < 0)
+    check_nodes(grid, shape, classes >= 0)
+    if masked and ((classes < 0) != (segments == -1)).any():
+        raise ValueError("segments: expected -1 exactly where the class is -1")
+    grid, together, apart = infinite_edges(grid, shape, classes >= 0 if masked else None)
+    cut = [segments[pairs[:, 0]] != segments[pairs[:, 1]] for pairs in (together, apart)]
+    if cut[0].any() or not cut[1].all():
+        return float("inf")
+    return objective(*grid, classes, segments, masked)
 
 
 def refine_labels(
@@ -304,7 +430,9 @@ def refine_labels_batch(
     )
 
 
-def lower_bound(node_costs, edge_costs, distances, partitionable, tight=False, solution=None):
+def lower_bound(
+    node_costs, edge_costs, distances, partitionable, tight=False, solution=None, *, mask=None
+):
     """Bounds the optimum of an asymmetric multiway cut on a grid from below.
 
     A valid dual bound (cycle packing and message passing on the pairwise relaxation; see
@@ -318,6 +446,8 @@ def lower_bound(node_costs, edge_costs, distances, partitionable, tight=False, s
             for small grids.
         solution: a good :class:`Solution` of the problem, which guides the search for cycles: the
             gap to it shrinks, at a little more time. The bound is valid whatever it is.
+        mask: as in :func:`solve_amwc`. Forbidden classes count; infinite edges are relaxed. The
+            bound holds with seeds and links too, but knows nothing of them.
 
     Returns:
         The bound, a float.
@@ -325,8 +455,9 @@ def lower_bound(node_costs, edge_costs, distances, partitionable, tight=False, s
     Raises:
         ValueError, TypeError: as :func:`solve_amwc`.
     """
-    grid, shape = check_grid(node_costs, edge_costs, distances)
+    grid, shape = check_grid(node_costs, edge_costs, distances, finite=False, finite_edges=False)
     partitionable = check_partitionable(partitionable, len(grid.node))
+    grid = relax(grid, shape, mask)
     segments = None
     if solution is not None:
         segments = check_labelling("solution.segments", solution.segments, shape, None).reshape(-1)
@@ -378,16 +509,86 @@ def _refine_job(
     return job
 
 
-def _amwc_job(node_costs, edge_costs, distances, partitionable, method):
-    grid, shape = check_grid(node_costs, edge_costs, distances, finite=False)
+def _amwc_job(
+    node_costs,
+    edge_costs,
+    distances,
+    partitionable,
+    method,
+    init=None,
+    time_limit=None,
+    **constraints,
+):
+    grid, shape = check_grid(node_costs, edge_costs, distances, finite=False, finite_edges=False)
     partitionable = check_partitionable(partitionable, len(grid.node))
+    code, limit = method_code(method), check_time_limit(time_limit)
+    if init is not None and method == "greedy":
+        raise ValueError('init: method "greedy" has no start; use "fast" or "best"')
+    given = any(value is not None for value in constraints.values())
+    if given or not all_finite(grid.edge):
+        problem = constrain(grid, shape, partitionable, **constraints)
+    else:
+        problem = unconstrained(grid, shape, partitionable)
+
+    def job(arena):
+        nonlocal problem
+        while True:
+            solution = _solve(arena, problem, code, limit, init, len(grid.node))
+            if solution.objective == solution.objective:
+                return solution
+            # A node cost is not finite: forbidden classes, or an error.
+            problem = constrain(grid, shape, partitionable, **constraints)
+
+    return job
+
+
+def _finite_job(node_costs, edge_costs, distances, partitionable, method):
+    grid, shape = check_grid(node_costs, edge_costs, distances, finite=False)
+    problem = unconstrained(grid, shape, check_partitionable(partitionable, len(grid.node)))
     code = method_code(method)
 
     def job(arena):
-        classes, segments = np.empty((2, grid.node.shape[1]), np.int32)
-        value = arena.amwc(*grid, partitionable, code, classes, segments)
-        check_finite(value, node_costs)
-        return Solution(classes.reshape(shape), segments.reshape(shape), value)
+        solution = _solve(arena, problem, code, np.inf, None, len(grid.node))
+        check_finite(solution.objective, node_costs)
+        return solution
+
+    return job
+
+
+def _solve(arena, problem, code, limit, init, num_classes):
+    start = check_start(init, problem, num_classes) if init is not None else None
+    if start is None:
+        classes, segments = np.empty((2, problem.grid.node.shape[1]), np.int32)
+    else:
+        classes, segments = start
+    arguments = problem.arguments()
+    value = arena.amwc(*arguments, code, start is not None, limit, classes, segments)
+    if value == value and problem.constrained:
+        if not problem.obeyed(value, segments):  # Algorithm 2 obeys constraints by construction
+            arena.amwc(*arguments, METHODS["greedy"], False, limit, classes, segments)
+            value = arena.amwc(*arguments, METHODS["fast"], True, limit, classes, segments)
+        if not problem.obeyed(value, segments):
+            words = problem.violation(classes, segments)
+            raise RuntimeError(f"the solver broke a constraint: {words}; please report this")
+        if problem.mask is not None:
+            classes, segments = problem.hidden(classes, segments)
+            value = problem.objective(classes, segments)
+    shape = problem.shape
+    return Solution(classes.reshape(shape), segments.reshape(shape), value)
+
+
+def _graph_job(node_costs, edges, edge_costs, partitionable, method, time_limit=None):
+    node_costs, edges, edge_costs = check_graph(node_costs, edges, edge_costs, finite=False)
+    partitionable = check_partitionable(partitionable, node_costs.shape[1])
+    check_graph_constraints(node_costs, edges, edge_costs)
+    code, limit = method_code(method), check_time_limit(time_limit)
+
+    def job(arena):
+        classes, segments = np.empty((2, len(node_costs)), np.int32)
+        value = arena.amwc_graph(
+            node_costs, edges, edge_costs, partitionable, code, limit, classes, segments
+        )
+        return Solution(classes, segments, value)
 
     return job
 

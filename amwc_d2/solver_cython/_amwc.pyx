@@ -16,6 +16,10 @@ cdef extern from "solver.hpp" namespace "amwc" nogil:
     cdef cppclass Grid:
         Grid()
         Grid(const float*, const float*, int, const int32_t*, const int32_t*, int) except +
+        const int32_t* group
+        const int32_t* links
+        size_t joined, apart
+        bint forbids
 
     cdef cppclass Graph:
         const float* node
@@ -25,12 +29,16 @@ cdef extern from "solver.hpp" namespace "amwc" nogil:
         int K
 
     double grid_objective "amwc::objective"(const Grid&, const int32_t*, const int32_t*)
+    double masked_objective "amwc::objective<true>"(const Grid&, const int32_t*, const int32_t*)
+
+    double graph_objective "amwc::objective"(const Graph&, const int32_t*, const int32_t*)
 
     bint c_all_finite "amwc::all_finite"(const float*, size_t)
 
     cdef cppclass Solver:
         int (*interrupted)() noexcept nogil
-        double amwc(const Grid&, const uint8_t*, int, int32_t*, int32_t*) except +
+        double time_limit
+        double amwc(const Grid&, const uint8_t*, int, bint, int32_t*, int32_t*) except +
         double amwc_graph(const Graph&, const uint8_t*, int, int32_t*, int32_t*) except +
         double multiway(const Grid&, const int32_t*, int32_t*, int32_t*) except +
 
@@ -68,21 +76,34 @@ cdef class Arena:
         self.solver.interrupted = interrupted
 
     def amwc(self, const float[:, ::1] node, const float[::1] edge, const int32_t[:, ::1] offsets,
-             const int32_t[::1] shape, const uint8_t[::1] partitionable, int method,
-             int32_t[::1] classes, int32_t[::1] segments):
-        """Fills classes and segments; returns the objective, NaN if a node cost is not finite."""
+             const int32_t[::1] shape, const int32_t[::1] group, const int32_t[:, ::1] links,
+             int joined, bint forbids, const uint8_t[::1] partitionable, int method, bint init,
+             double time_limit, int32_t[::1] classes, int32_t[::1] segments):
+        """Fills classes and segments; returns the objective, NaN if a node cost is not finite.
+
+        group and links: see Grid; both may be None. With init, classes and segments hold a start,
+        whose segment ids are below the number of pixels.
+        """
         cdef double value
         cdef Grid grid = make_grid(node, edge, offsets, shape)
+        grid.forbids = forbids
+        if links is not None:
+            grid.group = &group[0]
+            grid.links = &links[0, 0]
+            grid.joined = joined
+            grid.apart = links.shape[0] - joined
+        self.solver.time_limit = time_limit
         with nogil:
-            value = self.solver.amwc(grid, &partitionable[0],
-                                     method, &classes[0], &segments[0])
+            value = self.solver.amwc(grid, &partitionable[0], method, init, &classes[0],
+                                     &segments[0])
         return value
 
     def amwc_graph(self, const float[:, ::1] node, const int32_t[:, ::1] edges,
                    const float[::1] weight, const uint8_t[::1] partitionable, int method,
-                   int32_t[::1] classes, int32_t[::1] segments):
+                   double time_limit, int32_t[::1] classes, int32_t[::1] segments):
         """The same for any graph."""
         cdef double value
+        self.solver.time_limit = time_limit
         with nogil:
             value = self.solver.amwc_graph(make_graph(node, edges, weight), &partitionable[0],
                                            method, &classes[0], &segments[0])
@@ -96,9 +117,42 @@ cdef class Arena:
         cdef const int32_t* start = &init[0] if init is not None else NULL
         cdef Grid grid = make_grid(node, edge, offsets, shape)
         with nogil:
-            value = self.solver.multiway(grid, start, &classes[0],
-                                         &segments[0])
+            value = self.solver.multiway(grid, start, &classes[0], &segments[0])
         return value
+
+
+def objective_graph(const float[:, ::1] node, const int32_t[:, ::1] edges, const float[::1] weight,
+                    const int32_t[::1] classes, const int32_t[::1] segments):
+    """The same for any graph."""
+    cdef double value
+    with nogil:
+        value = graph_objective(make_graph(node, edges, weight), &classes[0], &segments[0])
+    return value
+
+
+def join_pairs(const int32_t[:, ::1] pairs, int32_t[::1] group):
+    """Joins the groups of the pixels of each pair.
+
+    group (N,): in, for every pixel the pixel that stands for its group, itself at first, or -1 for
+    none; out, the same, the first pixel of each group.
+    """
+    cdef Py_ssize_t i
+    cdef int32_t p, q
+    with nogil:
+        for i in range(pairs.shape[0]):
+            p = _root(&group[0], pairs[i, 0])
+            q = _root(&group[0], pairs[i, 1])
+            group[max(p, q)] = min(p, q)
+        for i in range(group.shape[0]):
+            if group[i] >= 0:
+                group[i] = _root(&group[0], <int32_t>i)
+
+
+cdef int32_t _root(int32_t* group, int32_t p) noexcept nogil:
+    while group[p] != p:
+        group[p] = group[group[p]]
+        p = group[p]
+    return p
 
 
 def all_finite(const float[::1] values):
@@ -112,12 +166,16 @@ def all_finite(const float[::1] values):
 
 
 def objective(const float[:, ::1] node, const float[::1] edge, const int32_t[:, ::1] offsets,
-              const int32_t[::1] shape, const int32_t[::1] classes, const int32_t[::1] segments):
-    """Objective of any labelling, in double precision."""
+              const int32_t[::1] shape, const int32_t[::1] classes, const int32_t[::1] segments,
+              bint masked=False):
+    """Objective of any labelling, in double precision; masked: pixels of label -1 take no part."""
     cdef double value
     cdef Grid grid = make_grid(node, edge, offsets, shape)
     with nogil:
-        value = grid_objective(grid, &classes[0], &segments[0])
+        if masked:
+            value = masked_objective(grid, &classes[0], &segments[0])
+        else:
+            value = grid_objective(grid, &classes[0], &segments[0])
     return value
 
 

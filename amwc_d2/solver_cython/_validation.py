@@ -33,14 +33,21 @@ def as_floats(name, array, shape, ndim, empty=False, finite=True):
     return array
 
 
-def not_finite(name, array):
-    bad = np.argwhere(~np.isfinite(array))
+def not_finite(name, array, allowed=None):
+    bad = np.isnan(array) if np.isnan(array).any() else ~np.isfinite(array)
+    if allowed and not np.isnan(array).any():
+        bad = array == -np.inf
+    bad = np.argwhere(bad)
     if not len(bad):
         return ValueError(f"{name}: costs were changed by another thread while they were solved")
     where = tuple(int(i) for i in bad[0])
+    rule = (
+        f"costs must be finite in float32 ({allowed})"
+        if allowed
+        else ("all costs must be finite in float32")
+    )
     return ValueError(
-        f"{name}: all costs must be finite in float32, got {array[where]} at "
-        f"index {where}; check the head that made them"
+        f"{name}: {rule}, got {array[where]} at index {where}; check the head that made them"
     )
 
 
@@ -76,7 +83,7 @@ class Grid(NamedTuple):
     shape: np.ndarray  # int32 (3,): Z, Y, X
 
 
-def check_grid(node_costs, edge_costs, distances, finite=True):
+def check_grid(node_costs, edge_costs, distances, finite=True, finite_edges=True):
     """Check a grid problem; returns it as a Grid and the shape of its labellings."""
     dims = node_costs.ndim if isinstance(node_costs, np.ndarray) and node_costs.ndim == 4 else 3
     expected = "(K, H, W)" if dims == 3 else "(K, D, H, W)"
@@ -97,7 +104,12 @@ def check_grid(node_costs, edge_costs, distances, finite=True):
         offsets = check_offsets(distances, len(shape))
         layers, shown = (len(offsets),), "(O, H, W)" if len(shape) == 2 else "(O, D, H, W)"
     edge_costs = as_floats(
-        "edge_costs", edge_costs, shown, len(layers) + len(shape), empty=not len(offsets)
+        "edge_costs",
+        edge_costs,
+        shown,
+        len(layers) + len(shape),
+        empty=not len(offsets),
+        finite=finite_edges,
     )
     if edge_costs.shape != layers + shape:
         raise ValueError(
@@ -139,10 +151,13 @@ def check_offsets(offsets, dims):
     return np.pad(offsets, ((0, 0), (3 - dims, 0)))
 
 
-def check_graph(node_costs, edges, edge_costs):
-    node_costs = as_floats("node_costs", node_costs, "(N, K)", 2)
+def check_graph(node_costs, edges, edge_costs, finite=True):
+    node_costs = as_floats("node_costs", node_costs, "(N, K)", 2, finite=finite)
     nodes = len(node_costs)
-    edge_costs = as_floats("edge_costs", edge_costs, "(E,)", 1, empty=True)
+    edge_costs = as_floats("edge_costs", edge_costs, "(E,)", 1, empty=True, finite=finite)
+    if np.isnan(edge_costs).any() or np.isnan(node_costs).any() or (node_costs == -np.inf).any():
+        name, costs = ("edge", edge_costs) if np.isnan(edge_costs).any() else ("node", node_costs)
+        raise not_finite(f"{name}_costs", costs, "or +inf; an edge may be -inf too")
     edges = as_ints("edges", edges)
     if not edges.size:
         edges = edges.reshape(0, 2)
@@ -172,13 +187,13 @@ def check_partitionable(partitionable, k):
     return np.ascontiguousarray(partitionable != 0).view(np.uint8)
 
 
-def check_labelling(name, labels, shape, k):
+def check_labelling(name, labels, shape, k, lowest=0):
     labels = as_ints(name, labels, None)
     if labels.shape != tuple(shape):
         raise ValueError(f"{name}: expected shape {tuple(shape)}, got {labels.shape}")
     low, high = int(labels.min()), int(labels.max())
-    if k is not None and not (low >= 0 and high < k):
-        raise ValueError(f"{name}: expected labels in [0, {k}), got [{low}, {high}]")
+    if k is not None and not (low >= lowest and high < k):
+        raise ValueError(f"{name}: expected labels in [{lowest}, {k}), got [{low}, {high}]")
     if low < -(2**31) or high >= 2**31:
         raise ValueError(f"{name}: ids must fit 32 bits, got [{low}, {high}]")
     return np.ascontiguousarray(labels, np.int32)
@@ -190,6 +205,14 @@ def check_sizes(name, sizes, count):
         expected = "an int" if count == 1 else "(height, width), ints"
         raise ValueError(f"{name}: expected {expected} from 1 to {_MAX_SIZE}, got {sizes.tolist()}")
     return sizes.astype(np.int32)
+
+
+def check_time_limit(seconds):
+    if seconds is None:
+        return np.inf
+    if not seconds >= 0:
+        raise ValueError(f"time_limit: expected seconds >= 0, or None, got {seconds!r}")
+    return float(seconds)
 
 
 def method_code(method):

@@ -19,6 +19,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "detail/adjacency.hpp"
@@ -51,6 +52,60 @@ public:
 
     uint32_t root(uint32_t p) {
         return find_root(p, [this](uint32_t c) -> uint32_t& { return parent[c]; });
+    }
+
+    // Clusters that are to be apart cannot be of one class of stuff, which is one segment. Gives those
+    // in `pairs` (of nodes) classes with which they are: in the order in which they come up there, each
+    // takes the cheapest class that no earlier one has which it is to be apart from. Returns false if
+    // that cannot be done, or takes too many trials. is_thing(k): whether class k is of things.
+    template <class IsThing>
+    bool keep_apart(const std::vector<std::pair<uint32_t, uint32_t>>& pairs, IsThing is_thing) {
+        bool conflict = false;
+        for (const auto& [p, q] : pairs) {
+            const uint32_t a = root(p), b = root(q);
+            if (a == b) return false;
+            conflict |= label[a] == label[b] && !is_thing(label[a]);
+        }
+        if (!conflict) return true;
+        std::vector<uint32_t> order;
+        std::vector<int32_t> rank(parent.size(), -1);
+        const auto rank_of = [&](uint32_t c) {
+            if (rank[c] < 0) rank[c] = int32_t(order.size()), order.push_back(c);
+            return rank[c];
+        };
+        std::vector<std::vector<int32_t>> earlier;  // clusters to be apart from, by rank
+        for (const auto& [p, q] : pairs) {
+            const int32_t a = rank_of(root(p)), b = rank_of(root(q));
+            earlier.resize(order.size());
+            earlier[size_t(std::max(a, b))].push_back(std::min(a, b));
+        }
+        // Depth first: the classes of a cluster by cost, those that cannot be left out.
+        std::vector<std::vector<int32_t>> left(order.size());
+        size_t depth = 0, trials = 0;
+        const auto enter = [&](size_t i) {
+            const float* r = reduced(order[i]);
+            std::vector<int32_t>& list = left[i];
+            list.clear();
+            for (int32_t k = 0; k < K_; k++) {
+                bool free = r[k] < INFINITY;
+                for (int32_t e : earlier[i]) free &= is_thing(k) || label[order[size_t(e)]] != k;
+                if (free) list.push_back(k);
+            }
+            std::stable_sort(list.begin(), list.end(), [r](int32_t k, int32_t m) { return r[k] < r[m]; });
+            std::reverse(list.begin(), list.end());
+        };
+        enter(0);
+        while (true) {
+            if (left[depth].empty()) {
+                if (depth-- == 0) return false;
+                continue;
+            }
+            if (++trials > 100000) return false;
+            label[order[depth]] = left[depth].back();
+            left[depth].pop_back();
+            if (++depth == order.size()) return true;
+            enter(depth);
+        }
     }
 
 private:

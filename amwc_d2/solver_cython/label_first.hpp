@@ -12,6 +12,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
+#include <utility>
 #include <vector>
 
 #include "detail/grid.hpp"
@@ -41,15 +43,17 @@ class LabelFirst {
 public:
     // Fills z (clusters) and class_of: stuff class k is cluster k, thing clusters follow from K.
     // things_first: what Algorithm 2 makes stuff of begins as a thing as well.
-    // interrupted() is called now and then and may throw.
+    // interrupted() is called now and then and may throw. Returns false if no classes were found with
+    // which what is to be apart is.
     template <class Stop>
-    void run(const Grid& g, Labelling& l, bool things_first, Stop interrupted) {
+    bool run(const Grid& g, Labelling& l, bool things_first, Stop interrupted) {
         pieces(g, l, kNoise);
         size_t kept = 0;
         for (const Run& run : runs_) kept += run.length;
         if (noise_.size() > 3 * kept) pieces(g, l, 0);  // what most things are is no noise
         aggregate(g, l);
         greedy_.run(quotient_, interrupted);
+        if (!greedy_.keep_apart(apart_, [&](int32_t u) { return l.thing[used_[u]]; })) return false;
         if (things_first) label_as_things(l);
         l.class_of.resize(g.K);
         for (int k = 0; k < g.K; k++) l.class_of[k] = k;
@@ -67,6 +71,7 @@ public:
             for (uint32_t r = begin_[c]; r < begin_[c + 1]; r++)
                 std::fill_n(l.z + runs_[r].start, runs_[r].length, id_[c]);
         grow(g, l);
+        return true;
     }
 
 private:
@@ -93,6 +98,7 @@ private:
     std::vector<uint32_t> histogram_;
     Quotient quotient_;  // the pieces, with node costs for the classes in use
     Greedy greedy_;
+    std::vector<std::pair<uint32_t, uint32_t>> apart_;  // pieces
     Sums sums_;
     // Weights of the edges to the next pixel right and down, by first end; null if there are none.
     const float *right_ = nullptr, *down_ = nullptr;
@@ -129,6 +135,8 @@ private:
     bool whole(const Grid& g, Labelling& l, int top, int y, int x, int n) {
         if (y + n > g.Y || x + n > g.W) return false;
         const uint32_t p = uint32_t(top + y) * g.W + x;
+        for (int i = 0; g.group && i < n * n; i++)
+            if (g.linked(p + uint32_t(i / n * g.W + i % n))) return false;
         const Int4 wanted = splat(l.cheapest[p]);
         Int4 same = splat(-1);
         for (int i = 0; i < n; i++)
@@ -164,17 +172,22 @@ private:
         const uint32_t p = uint32_t(top + y) * g.W + x;
         const int h = std::min(kTile, g.Y - y), w = std::min(kTile, g.W - x);
         int32_t kind[kTile * kTile];
-        unsigned things = 0, right = 0, down = 0;  // right, down: joined with the next
+        unsigned things = 0, right = 0, down = 0, linked = 0;  // right, down: joined with the next
         for (int i = 0; i < h * kTile; i++) {
             if (i % kTile >= w) continue;
-            const int32_t k = l.cheapest[p + i / kTile * g.W + i % kTile];
+            const uint32_t q = p + i / kTile * g.W + i % kTile;
+            const int32_t k = l.cheapest[q];
             kind[i] = l.kind[k];
             things |= unsigned(l.thing[k]) << i;
+            if (g.linked(q)) linked |= 1u << i;
         }
+        things |= linked;
         for (unsigned left = things; left; left &= left - 1) {
             const int i = __builtin_ctz(left);
             const uint32_t q = p + i / kTile * g.W + i % kTile;
             const auto joined = [&](int j, const float* weight) {
+                if (linked >> i & 1 || linked >> j & 1)  // pixels of a group are joined, no others
+                    return (things >> j & 1) && g.group[q] == g.group[q + (j - i == 1 ? 1 : g.W)];
                 return weight && things >> j & 1 && kind[i] == kind[j] && weight[q] >= 0;
             };
             if (i % kTile + 1 < kTile) right |= unsigned(joined(i + 1, right_)) << i;
@@ -188,7 +201,7 @@ private:
                 piece |= (piece & down) << kTile | (piece >> kTile & down);
             }
             things &= ~piece;
-            const bool noise = __builtin_popcount(piece) <= largest_noise;
+            const bool noise = __builtin_popcount(piece) <= largest_noise && !(piece & linked);
             if (!noise) begin_.push_back(uint32_t(runs_.size()));
             while (piece) {
                 const int i = __builtin_ctz(piece);
@@ -213,6 +226,7 @@ private:
             float strongest = 0;
             const auto consider = [&](uint32_t q, float w) {
                 if (!assigned(q) || !(w > strongest) || l.kind[l.class_of[l.z[q]]] != kind) return;
+                if (g.forbids && !(g.cost(p, l.class_of[l.z[q]]) < INFINITY)) return;
                 strongest = w;
                 l.z[p] = l.z[q];
             };
@@ -245,7 +259,7 @@ private:
             for (uint32_t i = 0; i < run.length; i++) histogram_[l.kind[l.cheapest[run.start + i]]]++;
         used_.clear();
         for (int k = 0; k < g.K; k++)
-            if (g.K <= 32 || histogram_[l.kind[k]] >= 8) used_.push_back(k);
+            if (g.K <= 32 || g.forbids || histogram_[l.kind[k]] >= 8) used_.push_back(k);
         if (used_.empty()) used_.push_back(0);
         Quotient& q = quotient_;
         q.K = int(used_.size());
@@ -287,6 +301,14 @@ private:
                 q.weight.push_back(sums_[id]);
             }
         }
+        q.joined.clear();
+        q.apart.clear();
+        apart_.clear();
+        g.for_each_link([&](uint32_t i, uint32_t j, float w, uint32_t) {
+            const uint32_t a = uint32_t(l.z[i] - g.K), b = uint32_t(l.z[j] - g.K);
+            if (a != b) (w > 0 ? q.joined : q.apart).push_back({a, b});
+            if (w < 0) apart_.push_back({a, b});
+        });
     }
 
     // The side of a piece that is a square, else 0.

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <vector>
@@ -22,17 +23,17 @@ namespace amwc {
 class LocalSearch {
 public:
     // Improves classes and segments (any ids in [0, N)) in place, by at most so many kicks;
-    // interrupted() is called now and then and may throw.
+    // stop() is called now and then: true ends the search, and it may throw.
     template <class Stop>
     void run(const Graph& graph, const uint8_t* thing, int32_t* classes, int32_t* segments,
-             size_t kicks, Stop interrupted) {
+             size_t kicks, Stop stop) {
         setup(graph, thing, classes, segments);
         settle_all();
         work_ = 0;
         // Ends when it has converged: no kick of a while has helped.
         const size_t patience = 3000 + N_ / 2;
         for (size_t i = 0, last = 0; i < kicks && work_ < kWork && i - last < patience; i++) {
-            if ((i & 255) == 255) interrupted();
+            if ((i & 31) == 31 && stop()) break;
             if (kick()) last = i;
         }
         settle_all();
@@ -93,7 +94,9 @@ private:
         stuffs_.clear();
         for (int k = 0; k < K_; k++) (thing[k] ? things_ : stuffs_).push_back(k);
         double scale = 0;
-        graph.for_each_edge([&](uint32_t, uint32_t, float w, uint32_t) { scale += std::abs(w); });
+        graph.for_each_edge([&](uint32_t, uint32_t, float w, uint32_t) {
+            if (std::isfinite(w)) scale += std::abs(w);  // links apart
+        });
         epsilon_ = graph.E ? 1e-7 * scale / double(graph.E) : 0;
         arcs_.build(N_, [&](auto put) {
             graph.for_each_edge([&](uint32_t p, uint32_t q, float w, uint32_t) {

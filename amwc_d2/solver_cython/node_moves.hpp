@@ -355,6 +355,10 @@ private:
     }
 
     void saved(const Grid& g, uint32_t p) {
+        if (g.linked(p)) {  // stays where it is
+            slack_[p] = std::numeric_limits<float>::infinity();
+            return;
+        }
         if (z_[p] == cheapest_[p]) return;  // stuff that likes its class best
         const int32_t k = class_of_[z_[p]];
         if (k != cheapest_[p]) slack_[p] -= g.cost(p, k) - g.cost(p, cheapest_[p]);

@@ -15,7 +15,7 @@
 
 namespace amwc {
 
-// 4-connected pieces of clusters, found from runs of equal pixels.
+// Pieces of clusters, connected through the sides of pixels, found from runs of equal ones.
 class PieceMoves {
 public:
     // Moves every piece of at most kLargest pixels to where it lowers the objective most; the main
@@ -53,7 +53,7 @@ private:
     };
     uint32_t looked_ = 0;
     std::vector<LinkedRun> runs_;
-    std::vector<uint32_t> size_, last_, body_;
+    std::vector<uint32_t> row_, size_, last_, body_;
     std::vector<int32_t> classes_;
     std::vector<uint32_t> part_;  // the runs of a piece that are looked at
     std::vector<double> node_, rest_;  // rest_: lowest cost of the runs after each
@@ -71,6 +71,13 @@ private:
         return false;
     }
 
+    bool linked(const Grid& g, uint32_t piece) const {
+        for (uint32_t r = piece; g.group && r != kEnd; r = runs_[r].next)
+            for (uint32_t i = 0; i < runs_[r].length; i++)
+                if (g.linked(runs_[r].start + i)) return true;
+        return false;
+    }
+
     bool main_body(const Grid& g, const Labelling& l, uint32_t r) const {
         const int32_t c = l.z[runs_[r].start];
         return c >= g.K && size_t(c) < body_.size() && body_[size_t(c)] == r;
@@ -78,22 +85,15 @@ private:
 
     void find(const Grid& g, const Labelling& l) {
         runs_.clear();
-        uint32_t above = 0, first = 0, row = 0;  // first run of the row above and of this one
+        row_.assign(size_t(g.H) + 1, 0);  // first run of each row
         for_each_run(g, l.z, [&](uint32_t p, uint32_t length) {
-            const uint32_t id = uint32_t(runs_.size()), width = uint32_t(g.W);
-            if (p == row + width) above = first, first = id, row = p;
-            runs_.push_back({{p, length}, id, kEnd});
-            if (!row) return;
-            // Runs of the row above that end here or before will not be met again.
-            for (; above < first; above++) {
-                const uint32_t start = runs_[above].start + width, end = start + runs_[above].length;
-                if (start < p + length && p < end && l.z[runs_[above].start] == l.z[p]) {
-                    const uint32_t i = root(above), j = root(id);
-                    runs_[std::max(i, j)].parent = std::min(i, j);
-                }
-                if (end > p + length) break;
-            }
+            row_[p / uint32_t(g.W) + 1] = uint32_t(runs_.size()) + 1;
+            runs_.push_back({{p, length}, uint32_t(runs_.size()), kEnd});
         });
+        for (int row = 0; row < g.H; row++) {
+            if (row % g.Y) unite(l, row - 1, row);
+            if (row >= g.Y) unite(l, row - g.Y, row);
+        }
         const size_t n = runs_.size();
         size_.assign(n, 0);
         last_.resize(n);
@@ -108,6 +108,21 @@ private:
             if (root(r) != r) continue;
             uint32_t& body = body_[size_t(l.z[runs_[r].start])];
             if (body == kEnd || size_[r] > size_[body]) body = r;
+        }
+    }
+
+    // Joins runs of equal pixels of two rows that lie side by side.
+    void unite(const Labelling& l, int a, int b) {
+        const uint32_t shift = runs_[row_[b]].start - runs_[row_[a]].start;
+        for (uint32_t i = row_[a], j = row_[b]; i < row_[a + 1] && j < row_[b + 1];) {
+            const uint32_t end_i = runs_[i].start + runs_[i].length + shift;
+            const uint32_t end_j = runs_[j].start + runs_[j].length;
+            if (l.z[runs_[i].start] == l.z[runs_[j].start]) {
+                const uint32_t r = root(i), s = root(j);
+                runs_[std::max(r, s)].parent = std::min(r, s);
+            }
+            i += end_i <= end_j;
+            j += end_j <= end_i;
         }
     }
 
@@ -199,6 +214,7 @@ private:
     }
 
     bool evaluate(const Grid& g, Labelling& l, NodeMoves& moves, uint32_t piece) {
+        if (linked(g, piece)) return false;
         const int32_t from = l.z[runs_[piece].start], apart = int32_t(l.class_of.size());
         int32_t to = from, fresh = -1;
         relabel(l, piece, apart);

@@ -2,10 +2,12 @@
 // forced join of stuff and ids in the order of first appearance.
 #pragma once
 
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <limits>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "assignment.hpp"
@@ -63,21 +65,28 @@ public:
     static constexpr double kNotFinite = std::numeric_limits<double>::quiet_NaN();
     // Asked now and then in long solves; not zero ends them with an exception.
     int (*interrupted)() = nullptr;
+    // Seconds after which the best solution so far is returned; looked at between steps, so that there
+    // always is one.
+    double time_limit = std::numeric_limits<double>::infinity();
 
     Solver() {
         moves_.check = [this] { check(); };
     }
     Solver(const Solver&) = delete;
 
-    double amwc(const Grid& grid, const uint8_t* partitionable, int method, int32_t* classes,
-                int32_t* segments) {
+    // init: whether classes and segments hold a start; then only moves that improve it are made.
+    double amwc(const Grid& grid, const uint8_t* partitionable, int method, bool init,
+                int32_t* classes, int32_t* segments) {
+        begin_ = Clock::now();
         if (method == kGreedy)
-            return all_finite(grid.node, size_t(grid.K) * grid.pixels())
+            return grid.forbids || all_finite(grid.node, size_t(grid.K) * grid.pixels())
                        ? greedy(grid, partitionable, classes, segments)
                        : kNotFinite;
-        if (method == kFast) return fast(grid, partitionable, classes, segments);
-        const double value = good(grid, partitionable, classes, segments);
-        if (std::isnan(value) || method == kGood) return value;
+        double value = init ? warm(grid, partitionable, classes, segments)
+                            : fast(grid, partitionable, classes, segments);
+        if (std::isnan(value) || method == kFast || late()) return value;
+        value = good(grid, partitionable, classes, segments, value);
+        if (std::isnan(value) || method == kGood || late()) return value;
         const size_t n = grid.pixels();
         other_.resize(2 * n);
         int32_t *other_classes = other_.data(), *other_segments = other_classes + n;
@@ -101,11 +110,16 @@ public:
         return other;
     }
 
+    // Local moves from a start.
+    double warm(const Grid& g, const uint8_t* thing, int32_t* classes, int32_t* z) {
+        if (!cheapest_.find(g) && !g.forbids) return kNotFinite;
+        return improve(g, thing, classes, z);
+    }
+
     // Perturb and fuse: Algorithm 2, and fast on slightly noisy costs, each offer what they found
-    // (fusion.hpp) to the best solution so far.
-    double good(const Grid& g, const uint8_t* thing, int32_t* classes, int32_t* z) {
-        double value = fast(g, thing, classes, z);
-        if (std::isnan(value)) return value;
+    // (fusion.hpp) to the best solution so far, which is in classes and z at first. What is fused does
+    // not know of constraints: with such the best of the two is improved.
+    double good(const Grid& g, const uint8_t* thing, int32_t* classes, int32_t* z, double value) {
         const size_t n = g.pixels();
         sample_labels_.resize(2 * n);
         int32_t *sample_classes = sample_labels_.data(), *sample_z = sample_classes + n;
@@ -116,8 +130,9 @@ public:
             std::swap_ranges(z, z + n, sample_z);
             value = greedy_value;
         }
-        fuse(g, thing, classes, z, value, sample_z);
-        for (int s = 0; s < kSamples; s++) {
+        const int samples = g.constrained() ? 0 : kSamples;
+        if (samples) fuse(g, thing, classes, z, value, sample_z);
+        for (int s = 0; s < samples && !late(); s++) {
             check();
             const Grid noisy = noisy_.make(g, kNoise * edge_scale(g) * float(1 + s % 2), s);
             label_first(noisy, thing, sample_classes, sample_z);
@@ -125,7 +140,8 @@ public:
         }
         std::copy_n(classes, n, sample_classes);
         std::copy_n(z, n, sample_z);
-        if (!cheapest_.find(g)) return kNotFinite;  // those of the noisy costs were found last
+        // Those of the noisy costs were found last.
+        if (!cheapest_.find(g) && !g.forbids) return kNotFinite;
         const double settled = improve(g, thing, sample_classes, sample_z);
         if (!(settled < value)) return value;
         std::copy_n(sample_classes, n, classes);
@@ -135,8 +151,14 @@ public:
 
     double amwc_graph(const Graph& graph, const uint8_t* partitionable, int method,
                       int32_t* classes, int32_t* segments) {
+        begin_ = Clock::now();
         const double value = greedy(graph, partitionable, classes, segments);
-        if (method != kBest) return value;
+        if (method == kGreedy || late()) return value;
+        if (method == kFast) {
+            search_.run(copy_.make(graph), partitionable, classes, segments, 0, [] { return false; });
+            canonical(segments, graph.N, search_.cluster_ids(), scratch_);
+            return objective(graph, classes, segments);
+        }
         // The second start: every node by itself in its cheapest class.
         other_.resize(2 * graph.N);
         int32_t *other_classes = other_.data(), *other_segments = other_classes + graph.N;
@@ -147,7 +169,14 @@ public:
             other_classes[p] = best;
             other_segments[p] = int32_t(p);
         }
-        return best_of(graph, partitionable, classes, segments, other_classes, other_segments);
+        // The second start does not know of links.
+        bool links = false;
+        for (size_t e = 0; e < graph.E; e++) links |= !std::isfinite(graph.weight[e]);
+        if (links) {
+            std::copy_n(classes, graph.N, other_classes);
+            std::copy_n(segments, graph.N, other_segments);
+        }
+        return best_of(copy_.make(graph), partitionable, classes, segments, other_classes, other_segments);
     }
 
     template <class Costs>
@@ -155,6 +184,15 @@ public:
                   int32_t* segments) {
         greedy_.run(costs, [this] { check(); });
         const size_t n = costs.pixels();
+        apart_.clear();
+        const auto add = [this](uint32_t p, uint32_t q, float w, uint32_t) {
+            if (std::isinf(w) && w < 0) apart_.push_back({p, q});
+        };
+        links_of(costs, add);
+        if (!greedy_.keep_apart(apart_, [&](int32_t k) { return partitionable[k]; }))
+            throw std::invalid_argument(
+                "constraints: found no classes with which what is to be apart is: of two segments that "
+                "are, only one can be of a class that is not partitionable; allow a partitionable class");
         // All clusters of a stuff class are one segment, whether they touch or not.
         for (size_t p = 0; p < n; p++) {
             const uint32_t c = greedy_.root(uint32_t(p));
@@ -234,11 +272,14 @@ private:
 
     // Steps 1 to 4 of fast.
     double label_first(const Grid& g, const uint8_t* thing, int32_t* classes, int32_t* z) {
-        if (!cheapest_.find(g)) return kNotFinite;
+        if (!cheapest_.find(g) && !g.forbids) return kNotFinite;
         Labelling l = start(g, thing, z);
-        const bool things_first = undecided(g, l);
+        const bool things_first = !g.forbids && undecided(g, l);
         if (things_first) trust_things(g, l);
-        label_first_.run(g, l, things_first, [this] { check(); });
+        if (!label_first_.run(g, l, things_first, [this] { check(); })) {
+            greedy(g, thing, classes, z);  // the classes of other clusters may do
+            return improve(g, thing, classes, z);
+        }
         l.cheapest = cheapest_.label.data();
         return settle(g, l, classes);
     }
@@ -323,14 +364,31 @@ private:
         if (interrupted && interrupted()) throw std::runtime_error("interrupted");
     }
 
+    bool late() const {
+        return std::chrono::duration<double>(Clock::now() - begin_).count() > time_limit;
+    }
+
+    template <class F>
+    static void links_of(const Grid& g, F f) {
+        g.for_each_link(f);
+    }
+    template <class F>
+    static void links_of(const Graph& g, F f) {
+        g.for_each_edge(f);
+    }
+
     // Local search from two starts; the better end is left in classes and segments.
     double best_of(const Graph& graph, const uint8_t* thing, int32_t* classes, int32_t* segments,
                    int32_t* other_classes, int32_t* other_segments) {
         const size_t kicks = std::min<size_t>(2000 + 30 * graph.N, 50000);
-        auto stop = [this] { check(); };
+        auto stop = [this] {
+            check();
+            return late();
+        };
         search_.run(graph, thing, classes, segments, kicks, stop);
         canonical(segments, graph.N, search_.cluster_ids(), scratch_);
         const double first = objective(graph, classes, segments);
+        if (late()) return first;
         search_.run(graph, thing, other_classes, other_segments, kicks, stop);
         canonical(other_segments, graph.N, search_.cluster_ids(), scratch_);
         const double second = objective(graph, other_classes, other_segments);
@@ -342,6 +400,9 @@ private:
 
     static constexpr int kSamples = 8;       // noisy solves of good
     static constexpr float kNoise = 0.5f;    // their noise over the mean |edge cost|, and twice as much
+    using Clock = std::chrono::steady_clock;
+    Clock::time_point begin_;
+    std::vector<std::pair<uint32_t, uint32_t>> apart_;
     std::vector<int32_t> other_, sample_labels_;
     GraphCopy copy_;
     NoisyCopy noisy_;
@@ -355,7 +416,10 @@ private:
         int32_t *new_classes = other_.data(), *new_z = new_classes + n;
         std::copy_n(classes, n, new_classes);
         std::copy_n(z, n, new_z);
-        if (!fusion_.run(g, thing, new_classes, new_z, offered, [this] { check(); })) return;
+        if (!fusion_.run(g, thing, new_classes, new_z, offered, [this] {
+                check();
+                return false;
+            })) return;
         canonical(new_z, n, fusion_.cluster_ids(), scratch_);
         const double found = objective(g, new_classes, new_z);
         if (!(found < value)) return;

@@ -426,7 +426,7 @@ def test_graph_without_edges_and_with_empty_lists():
         ({"node_costs": [[[1.0]]]}, TypeError, "node_costs.*NumPy"),
         ({"node_costs": np.zeros((4, 24, 36), int)}, TypeError, "node_costs.*astype"),
         ({"edge_costs": np.zeros((2, 2, 24, 36), np.float32)}, ValueError, "edge_costs"),
-        ({"edge_costs": np.full((3, 2, 24, 36), np.inf, "f")}, ValueError, "edge_costs.*inf"),
+        ({"edge_costs": np.full((3, 2, 24, 36), np.nan, "f")}, ValueError, "edge_costs.*nan"),
         ({"distances": [1, 2, 0]}, ValueError, "distances"),
         ({"distances": [1, 2, 2]}, ValueError, "distances.*distinct"),
         ({"distances": [1.5, 2, 3]}, TypeError, "distances.*integers"),

@@ -61,7 +61,7 @@ def test_every_method_lies_between_the_bound_and_what_it_reports(dims, cases):
         graph, partitionable = _graph(problem), problem["partitionable"]
         best = optimum(*graph, partitionable)[0]
         assert lower_bound(**problem) <= best and lower_bound(**problem, tight=True) <= best
-        for method in ("greedy", "fast", "best"):
+        for method in ("greedy", "fast", "good", "best"):
             s = solve_amwc(**problem, method=method)
             assert s.classes.shape == s.segments.shape == problem["node_costs"].shape[1:]
             assert is_feasible(s.classes, s.segments, partitionable), f"case {case}, {method}"

@@ -16,9 +16,12 @@ from reference_solver import (
 
 from amwc_d2.solver_cython import (
     amwc_objective,
+    amwc_objective_graph,
     solve_amwc,
     solve_amwc_graph,
+    solve_amwc_graph_batch,
     solve_mwc,
+    solve_mwc_graph,
 )
 
 # Steps of the costs: 0 leaves them continuous; coarse steps are exact in float32 and make ties
@@ -76,7 +79,7 @@ def test_greedy_with_dropped_costs():
         _assert_same(solution, algorithm2(*_as_graph(problem)), f"case {case}")
 
 
-@pytest.mark.parametrize("method", ["greedy", "best"])
+@pytest.mark.parametrize("method", ["greedy", "fast", "best"])
 def test_never_below_the_optimum_on_graphs(method):
     rng = np.random.default_rng(14)
     reached = 0
@@ -160,3 +163,46 @@ def test_exhaustive_optimum_equals_enumeration():
         assert value == pytest.approx(optimum_by_enumeration(*problem), abs=1e-9)
         assert objective(*problem[:3], classes, segments) == pytest.approx(value, abs=1e-9)
         assert is_feasible(classes, segments, problem[3])
+
+
+def test_graphs_fast_objective_batch_and_multiway_cut():
+    rng = np.random.default_rng(18)
+    problems = [random_graph(rng, max_classes=3) for _ in range(60)]
+    for problem in problems:
+        problem["partitionable"] = problem["partitionable"][:1].repeat(
+            problem["node_costs"].shape[1]
+        )
+        nodes, edges, costs = (problem[k] for k in ("node_costs", "edges", "edge_costs"))
+        greedy, fast, best = (
+            solve_amwc_graph(**problem, method=method) for method in ("greedy", "fast", "best")
+        )
+        assert best.objective <= fast.objective + 1e-5 and fast.objective <= greedy.objective + 1e-5
+        own = objective(nodes, edges, costs, fast.classes, fast.segments)
+        value = amwc_objective_graph(nodes, edges, costs, fast.classes, fast.segments)
+        assert value == pytest.approx(own, abs=1e-4) and value == pytest.approx(fast.objective)
+        cut = solve_mwc_graph(nodes, edges, costs)
+        assert is_feasible(cut.classes, cut.segments, np.zeros(nodes.shape[1], bool))
+        if len(nodes) <= 9:
+            assert (
+                cut.objective
+                >= optimum(nodes, edges, costs, np.zeros(nodes.shape[1], bool))[0] - 1e-4
+            )
+    same = [p for p in problems if p["node_costs"].shape[1] == 3 and p["partitionable"][0]]
+    lists = [[p[k] for p in same] for k in ("node_costs", "edges", "edge_costs")]
+    for solution, problem in zip(
+        solve_amwc_graph_batch(*lists, [True] * 3, "fast", num_threads=2), same
+    ):
+        alone = solve_amwc_graph(**problem, method="fast")
+        np.testing.assert_array_equal(solution.segments, alone.segments)
+
+
+def test_multicut_without_classes():
+    """One class of things that costs nothing: equal to the optimal partition on tiny graphs."""
+    rng = np.random.default_rng(19)
+    for _ in range(60):
+        problem = random_graph(rng, max_nodes=7)
+        nodes = np.zeros((len(problem["node_costs"]), 1), np.float32)
+        graph = nodes, problem["edges"], problem["edge_costs"], np.array([True])
+        best = solve_amwc_graph(*graph, method="best")
+        assert best.objective == pytest.approx(optimum(*graph)[0], abs=1e-4)
+        assert (best.classes == 0).all()

@@ -99,6 +99,7 @@ public:
             if (degree > kShort) make_table(lists[p]);
             block += 3 * size_t(degree);
         }
+        add_links(grid);
     }
 
     template <class Costs>
@@ -123,6 +124,7 @@ public:
         });
         for (auto& list : lists)
             if (list.size > kShort) make_table(list);
+        add_links(costs);
     }
 
     uint32_t find(const List& list, uint32_t id) const {
@@ -220,6 +222,19 @@ private:
             position += 4;
         }
         return ~sideways_or(found);
+    }
+
+    template <class Costs>
+    void add_links(const Costs& costs) {
+        const auto add = [this](List& list, uint32_t id, float w, uint32_t e) {
+            const uint32_t at = find(list, id);
+            if (at == kNone) append(list, id, {w, e});
+            else list.links()[at].weight += w;
+        };
+        costs.for_each_link([&](uint32_t p, uint32_t q, float w, uint32_t e) {
+            add(lists[p], q, w, e);
+            add(lists[q], p, w, e);
+        });
     }
 
     static void put(List& list, uint32_t id, Link link) {

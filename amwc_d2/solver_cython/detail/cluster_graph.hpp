@@ -1,8 +1,11 @@
 // The graph of the clusters that pixels form.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
+#include <utility>
 #include <vector>
 
 #include "csr.hpp"
@@ -77,6 +80,11 @@ public:
                 weight_.push_back(sums_[b]);
             }
         }
+        apart_.clear();
+        g.for_each_link([&](uint32_t p, uint32_t q, float w, uint32_t) {
+            const uint32_t a = uint32_t(l.z[p]), b = uint32_t(l.z[q]);
+            if (w < 0 && std::max(a, b) >= uint32_t(K)) apart_.push_back({a, b});
+        });
         return true;
     }
 
@@ -87,7 +95,16 @@ public:
         for (size_t e = 0; e < from_.size(); e++) f(from_[e], to_[e], weight_[e], uint32_t(e));
     }
 
+    // Clusters that are to be apart.
+    template <class F>
+    void for_each_link(F f) const {
+        for (size_t i = 0; i < apart_.size(); i++)
+            f(apart_[i].first, apart_[i].second, -std::numeric_limits<float>::infinity(),
+              uint32_t(from_.size() + i));
+    }
+
 private:
+    std::vector<std::pair<uint32_t, uint32_t>> apart_;
     std::vector<Run> found_;  // in the order of the pixels
     Csr<Run> runs_;           // by cluster
     std::vector<uint32_t> from_, to_;

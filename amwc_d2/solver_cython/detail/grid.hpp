@@ -5,6 +5,10 @@
 //       between i and i + offset. Positive = attractive. Entries whose other end lies outside the
 //       grid are never read.
 //
+// Constraints come as links, as forbidden classes, whose node cost is +inf, and as a class of what is
+// masked. A link joins two pixels by an edge of cost +inf, which is never cut, or -inf, which always
+// is; such edges count nothing in the objective. Pixels that have links form groups, those joined one.
+//
 // The rows of all planes follow each other: H = Z Y rows of W = X pixels. The first end of an edge is
 // the one that comes first in this order, whichever end the weight is stored at.
 #pragma once
@@ -13,6 +17,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <limits>
 #include <vector>
 
 #include "simd.hpp"
@@ -50,6 +55,10 @@ struct Grid {
     const float* edge = nullptr;
     int K = 0, Y = 0, H = 0, W = 0;
     std::vector<Layer> layers;
+    const int32_t* group = nullptr;  // (N,): group of each pixel, -1 if it has no link; or null
+    const int32_t* links = nullptr;  // (joined + apart, 2): pixels
+    size_t joined = 0, apart = 0;    // the first links are of cost +inf, the others of -inf
+    bool forbids = false;            // node costs may be +inf
 
     Grid() = default;
 
@@ -61,6 +70,17 @@ struct Grid {
     }
 
     size_t pixels() const { return size_t(H) * W; }
+    bool constrained() const { return links || forbids; }
+    bool linked(uint32_t p) const { return group && group[p] >= 0; }
+
+    // Calls f(p, q, weight, edge index) for every link.
+    template <class F>
+    void for_each_link(F f) const {
+        constexpr float kInfinity = std::numeric_limits<float>::infinity();
+        for (size_t i = 0; i < joined + apart; i++)
+            f(uint32_t(links[2 * i]), uint32_t(links[2 * i + 1]), i < joined ? kInfinity : -kInfinity,
+              uint32_t(layers.size() * pixels() + i));
+    }
 
     // Calls f(p, q, weights, count) for every run of edges (p + i, q + i), i < count, in a row.
     template <class F>
@@ -103,16 +123,18 @@ struct Grid {
         }
     }
 
-    // Calls f(q) for the pixels next to p in memory and in its column: its four neighbours, and at
-    // the ends of rows and planes some that are none, which does no harm to whoever looks for what
+    // Calls f(q) for the pixels next to p in memory, column and plane: its neighbours, and at the ends
+    // of rows and planes some that are none, which does no harm to whoever looks for what
     // may change.
     template <class F>
     void for_each_beside(uint32_t p, F f) const {
-        const uint32_t n = uint32_t(pixels()), width = uint32_t(W);
+        const uint32_t n = uint32_t(pixels()), width = uint32_t(W), plane = width * uint32_t(Y);
         if (p >= 1) f(p - 1);
         if (p + 1 < n) f(p + 1);
         if (p >= width) f(p - width);
         if (p + width < n) f(p + width);
+        if (p >= plane) f(p - plane);
+        if (p + plane < n) f(p + plane);
     }
 
     // Calls f(q) for the pixels that share a side with p, of which a volume's first and last rows

@@ -1,6 +1,7 @@
 // The objective of a labelling, in double precision, and the check that costs are finite.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -12,20 +13,22 @@
 
 namespace amwc {
 
-// sum_i c_V(i, x_i) + sum_ij c_E(ij) [z_i != z_j] in double precision, in the order of the indices.
+// sum_i c_V(i, x_i) + sum_ij c_E(ij) [z_i != z_j] in double precision, in the order of the indices;
+// links (edges of infinite cost) count nothing.
 inline double objective(const Graph& g, const int32_t* classes, const int32_t* segments) {
     double sum = 0;
     for (size_t p = 0; p < g.N; p++) sum += g.cost(uint32_t(p), classes[p]);
     g.for_each_edge([&](uint32_t p, uint32_t q, float w, uint32_t) {
-        sum += segments[p] != segments[q] ? double(w) : 0.0;
+        sum += segments[p] != segments[q] && std::isfinite(w) ? double(w) : 0.0;
     });
     return sum;
 }
 
 // The same in four interleaved partial sums. Most edges are not cut, and their weights not read: of
 // blocks of pixels it is kept which segment they are in as a whole, so that for most edges the
-// segments need not be compared either.
-inline double objective(const Grid& g, const int32_t* classes, const int32_t* segments) {
+// segments need not be compared either. kMasked: pixels of class and segment -1 take no part.
+template <bool kMasked = false>
+double objective(const Grid& g, const int32_t* classes, const int32_t* segments) {
     constexpr size_t kBlock = 16;
     const size_t n = g.pixels();
     std::vector<int32_t> whole(n / kBlock + 1, -1);
@@ -39,6 +42,7 @@ inline double objective(const Grid& g, const int32_t* classes, const int32_t* se
     };
     DoubleSum sum;
     for_each_run(g, classes, [&](uint32_t p, uint32_t length) {
+        if (kMasked && classes[p] < 0) return;
         sum.add(g.node + size_t(classes[p]) * n + p, length);
     });
     g.for_each_row([&](size_t p, size_t q, const float* w, int count) {
@@ -49,11 +53,18 @@ inline double objective(const Grid& g, const int32_t* classes, const int32_t* se
             const int32_t z = whole[(p + x) / kBlock];
             if (z >= 0 && uniform(p + x, z) && uniform(q + x, z)) continue;
             Int4 same[4];
-            for (int i = 0; i < 4; i++) same[i] = load(a + x + 4 * i) == load(b + x + 4 * i);
+            for (int i = 0; i < 4; i++) {
+                const Int4 s = load(a + x + 4 * i), t = load(b + x + 4 * i);
+                same[i] = s == t;
+                if (kMasked) same[i] |= (s | t) < 0;
+            }
             if (all(same[0] & same[1] & same[2] & same[3])) continue;
             for (int i = 0; i < 4; i++) row.add(drop(same[i], load(w + x + 4 * i)));
         }
-        for (; x < count; x++) row.add(a[x] != b[x] ? w[x] : 0.0f);
+        for (; x < count; x++) {
+            const bool cut = a[x] != b[x] && !(kMasked && (a[x] < 0 || b[x] < 0));
+            row.add(cut ? w[x] : 0.0f);
+        }
         sum.add(row);
     });
     return sum.value();

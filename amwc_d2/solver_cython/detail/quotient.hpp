@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
+#include <utility>
 #include <vector>
 
 namespace amwc {
@@ -13,6 +15,7 @@ struct Quotient {
     int K = 0;
     std::vector<float> node, weight;  // node: (N, K)
     std::vector<uint32_t> from, to;
+    std::vector<std::pair<uint32_t, uint32_t>> joined, apart;  // links of cost +inf, -inf
 
     size_t pixels() const { return N; }
     template <class F>
@@ -25,6 +28,13 @@ struct Quotient {
     template <class F>
     void for_each_edge(F f) const {
         for (size_t e = 0; e < from.size(); e++) f(from[e], to[e], weight[e], uint32_t(e));
+    }
+    template <class F>
+    void for_each_link(F f) const {
+        constexpr float kInfinity = std::numeric_limits<float>::infinity();
+        uint32_t e = uint32_t(from.size());
+        for (const auto& [a, b] : joined) f(a, b, kInfinity, e++);
+        for (const auto& [a, b] : apart) f(a, b, -kInfinity, e++);
     }
 };
 
