@@ -14,6 +14,7 @@ import numpy as np
 from ._amwc import all_finite, join_pairs, objective
 from ._validation import Grid, as_ints, check_labelling, not_finite
 
+_INFINITE_EDGES = "+inf and -inf are constraints"
 _MOST_SEEDS = 2000  # ids: each pair of them is a link
 
 
@@ -179,6 +180,9 @@ def infinite_edges(grid, shape, mask):
     layer, p = np.divmod(where, count)
     at = np.stack(np.unravel_index(p, grid.shape), 1) + grid.offsets[layer]
     inside = ((at >= 0) & (at < grid.shape)).all(1)
+    bad = np.isnan(grid.edge[where]) & ~inside  # never read, yet a sign of an error
+    if (bad if mask is None else bad & mask[p]).any():
+        raise not_finite("edge_costs", grid.edge.reshape(_layout(grid, shape)), _INFINITE_EDGES)
     where, p = where[inside], p[inside]
     q = np.ravel_multi_index(tuple(at[inside].T), grid.shape)
     edge = grid.edge.copy()
@@ -188,10 +192,14 @@ def infinite_edges(grid, shape, mask):
         where, p, q = where[part], p[part], q[part]
     costs = grid.edge[where]
     if np.isnan(costs).any():
-        axes = (-1, 2, *shape) if len(shape) == 2 and not len(grid.offsets) % 2 else (-1, *shape)
-        raise not_finite("edge_costs", grid.edge.reshape(axes), "+inf and -inf are constraints")
+        raise not_finite("edge_costs", grid.edge.reshape(_layout(grid, shape)), _INFINITE_EDGES)
     pairs = np.stack([p, q], 1).astype(np.int32)
     return grid._replace(edge=edge), pairs[costs > 0], pairs[costs < 0]
+
+
+def _layout(grid, shape):
+    """A shape of the edge costs, to name an entry by: that of axis distances where it fits."""
+    return (-1, 2, *shape) if len(shape) == 2 and not len(grid.offsets) % 2 else (-1, *shape)
 
 
 def check_links(name, links, shape, mask):

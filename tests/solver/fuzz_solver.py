@@ -150,6 +150,41 @@ def fuzz_amwc(rng):
     method = str(rng.choice(methods))
     moved = [relayout(rng, problem[0]), relayout(rng, problem[1]), *problem[2:]]
     assert same(solve_amwc(*moved, method=method), solutions[method]), "depends on the layout"
+    fuzz_constraints(rng, problem, method)
+
+
+def fuzz_constraints(rng, problem, method):
+    """Constraints are obeyed, or refused by name."""
+    node_costs, edge_costs = problem[0].copy(), problem[1].copy()
+    shape = node_costs.shape[1:]
+    mask = rng.random(shape) < rng.choice([0.5, 0.9, 1])
+    seeds = np.where(rng.random(shape) < rng.choice([0, 0.05, 0.5]), rng.integers(0, 4, shape), -1)
+    seeds[~mask] = -1
+    links = rng.integers(0, shape, (2, rng.integers(0, 4), 2, len(shape)))
+    links = [pairs[(pairs[:, 0] != pairs[:, 1]).any(1)] for pairs in links]
+    links = [[p for p in pairs if mask[tuple(p[0])] and mask[tuple(p[1])]] for pairs in links]
+    if rng.random() < 0.5:
+        node_costs[rng.random(node_costs.shape) < 0.05] = np.inf
+    if rng.random() < 0.5:
+        edge_costs[rng.random(edge_costs.shape) < 0.02] = rng.choice([np.inf, -np.inf])
+    given = {"mask": mask, "seeds": seeds, "must_link": links[0], "cannot_link": links[1]}
+    costs = node_costs, edge_costs, problem[2]
+    try:
+        solution = solve_amwc(*costs, problem[3], method=method, **given)
+    except ValueError as error:
+        message = str(error)
+        assert "constraints" in message or "node_costs" in message or "mask" in message, message
+        return
+    assert ((solution.segments < 0) == ~mask).all(), "mask"
+    check_segments(solution.classes[mask], solution.segments[mask], problem[3])
+    for pairs, together in zip(links, (True, False)):
+        for p, q in pairs:
+            same_segment = solution.segments[tuple(p)] == solution.segments[tuple(q)]
+            assert same_segment == together, "links"
+    seeded = np.unique(np.stack([seeds, solution.segments])[:, seeds >= 0], axis=1)
+    assert all(len(np.unique(ids)) == seeded.shape[1] for ids in seeded), "seeds"
+    value = amwc_objective(*costs, solution.classes, solution.segments)
+    assert np.isfinite(value), "an infinite cost was not obeyed"
 
 
 def fuzz_mwc(rng):
