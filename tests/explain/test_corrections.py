@@ -7,7 +7,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from amwc_d2.explain import RegionGraph, correct
+from amwc_d2.explain import RegionGraph, correct, easiest_changes
 from amwc_d2.solver_cython import solve_amwc_graph
 
 
@@ -115,6 +115,8 @@ def random_graph(rng):
     partitionable = rng.random(classes) < 0.6
     class_costs = rng.normal(0, 3, (pieces, classes)).round(3)
     attraction, repulsion = np.abs(rng.normal(0, 2, (2, len(pairs), distances))).round(3)
+    edges = rng.integers(0, 6, attraction.shape)
+    edges[:, -1] += 1
     between = pairs[:, 0] != pairs[:, 1]
     start = solve_amwc_graph(
         class_costs.astype(np.float32), pairs[between],
@@ -129,7 +131,7 @@ def random_graph(rng):
         pairs=pairs,
         attraction=attraction,
         repulsion=-repulsion,
-        edges=rng.integers(0, 6, (len(pairs), distances)),
+        edges=edges,
         classes=start.classes,
         segments=start.segments,
     )
@@ -174,7 +176,10 @@ def test_the_pages_solver_is_the_same(count, repository, tmp_path):
         console.log(JSON.stringify(cases.map((given) => {
           try {
             const state = correct(...given);
-            return [state.classes, state.numbered(), state.objective()];
+            const zero = given[2].every((v) => v === 0) && given[3].every((v) => v === 0);
+            const changes = [...new Set(state.segments)].map((s) => easiestChange(state, s));
+            return [state.classes, state.numbered(), state.objective(), zero &&
+              changes.map((c) => [c.change, c.change === "none" ? null : c.energy, c.weight])];
           } catch (error) {
             if (!(error instanceof RangeError)) throw error;
             return error.message;
@@ -192,8 +197,12 @@ def test_the_pages_solver_is_the_same(count, repository, tmp_path):
             refused += 1
             assert found[case] == str(error)
             continue
-        classes, segments, objective = found[case]
+        classes, segments, objective, changes = found[case]
         np.testing.assert_array_equal(classes, expected.classes, err_msg=f"case {case}")
         np.testing.assert_array_equal(segments, expected.segments, err_msg=f"case {case}")
         assert objective == pytest.approx(expected.objective, rel=1e-9, abs=1e-9)
+        if changes:
+            for (kind, energy, weight), change in zip(changes, easiest_changes(graph, expected)):
+                assert (kind, weight) == (change.kind, change.weight)
+                assert kind == "none" or energy == pytest.approx(change.energy, rel=1e-9, abs=1e-9)
     assert refused < 0.2 * count

@@ -1,5 +1,5 @@
 // The region graph in the page: corrections, and what the energy says about a labelling.
-// Down to `correct` it is corrections.py, step for step: a test holds the two together.
+// It is corrections.py and, below `correct`, energies.py, step for step: a test holds them together.
 //
 // graph: partitionable[K], class_costs[P][K], areas[P], pairs[E][2] (i <= j; (i, i): the edges
 // inside a piece), attraction, repulsion, edges: [E][D], classes[P], segments[P].
@@ -319,32 +319,30 @@ function strongestLinks(state, members) {
   });
 }
 
-// The easiest way to divide a thing: of the two-part divisions along its strongest links, the one
-// that raises the objective least. {energy, pieces: [p, q]: the ends of the link, parts} or null.
-function weakestLink(state, segment) {
+// Dividing a thing in two, at each of its strongest links or of some of them: {energy, weight: grid
+// edges between the parts, parts, pieces: the two ends of the link}.
+function splits(state, segment, among = null) {
   const members = state.members(segment);
-  if (!state.thing[state.classes[members[0]]]) return null;
+  if (!state.thing[state.classes[members[0]]]) return [];
+  const { pairs, edges } = state.graph;
   const links = strongestLinks(state, members);
-  if (!links.length) return null;
   const before = state.sum(members)[state.classes[members[0]]];
   const cheapest = (part) => {
     const sums = state.sum(part);
     return Math.min(...state.things().map((k) => sums[k]));
   };
-  let weakest = null;
-  for (const link of links) {
-    const part = new Set(reach(state.graph.pairs, links, state.graph.pairs[link][0], link));
-    const rest = members.filter((p) => !part.has(p));
-    let energy = cheapest([...part]) + cheapest(rest) - before;
-    state.graph.pairs.forEach(([i, j], e) => {
-      const [a, b] = [state.segments[i] === segment && part.has(i), part.has(j)];
-      if (a !== b && state.segments[i] === segment && state.segments[j] === segment)
-        energy += state.pairCosts[e];
+  return (among || links).map((link) => {
+    const part = new Set(reach(pairs, links, pairs[link][0], link));
+    const rest = new Set(members.filter((p) => !part.has(p)));
+    const found = { change: "split", weight: 0, parts: [[...part], [...rest]],
+      energy: cheapest([...part]) + cheapest([...rest]) - before, pieces: pairs[link] };
+    pairs.forEach(([i, j], e) => {
+      if (!(part.has(i) && rest.has(j)) && !(part.has(j) && rest.has(i))) return;
+      found.energy += state.pairCosts[e];
+      found.weight += edges[e].reduce((sum, n) => sum + n, 0);
     });
-    if (!weakest || energy < weakest.energy)
-      weakest = { energy, pieces: state.graph.pairs[link].slice(), parts: [[...part], rest] };
-  }
-  return weakest;
+    return found;
+  });
 }
 
 // Pieces that links other than one reach from a piece.
@@ -360,9 +358,12 @@ function reach(pairs, links, from, without) {
   return found;
 }
 
-// The chain between two pieces whose weakest link is strongest: pairs, in order. Empty: none.
+// The chain between two pieces whose weakest link is strongest, inside their segment if they share
+// one: pairs, in order. Empty: none.
 function chain(state, from, to) {
-  const links = strongestLinks(state, state.classes.map((_, p) => p));
+  const together = state.segments[from] === state.segments[to];
+  const links = strongestLinks(state, together ? state.members(state.segments[from])
+    : state.classes.map((_, p) => p));
   const previous = new Map([[from, null]]);
   const queue = [from];
   for (const p of queue)
@@ -383,20 +384,27 @@ function chain(state, from, to) {
   return found;
 }
 
-// How sure a segment is: the smallest increase of the objective by which it would be joined to
-// another, divided or given another class. {energy, change: what, ...}
-function certainty(state, segment) {
+// The easiest change of a segment, {change: "merge", "split", "class" or "none", energy, weight,
+// ...}: of merging it with a segment that touches it, dividing it and giving it another class, the
+// one of least energy for each edge or cell, so that large segments compare with small ones.
+function easiestChange(state, segment) {
   const members = state.members(segment);
-  const sums = state.sum(members);
   const own = state.classes[members[0]];
-  const changes = [];
-  const [neighbour] = neighbours(state, segment);
-  if (neighbour) changes.push({ ...neighbour, change: "merge" });
-  const link = weakestLink(state, segment);
-  if (link) changes.push({ ...link, change: "split" });
+  const sums = state.sum(members);
+  const cells = members.reduce((sum, p) => sum + state.graph.areas[p], 0);
+  const changes = neighbours(state, segment).filter((entry) => entry.edges[0] > 0)
+    .map((entry) => ({ ...entry, change: "merge", weight: entry.edges.reduce((a, b) => a + b) }));
+  changes.sort((a, b) => a.segment - b.segment);
+  changes.push(...splits(state, segment));
   state.thing.forEach((isThing, k) => {
     if (k !== own && isThing === state.thing[own])
-      changes.push({ change: "class", class: k, energy: sums[k] - sums[own] });
+      changes.push({ change: "class", class: k, energy: sums[k] - sums[own], weight: cells });
   });
-  return changes.reduce((a, b) => (b.energy < a.energy ? b : a), { change: "none", energy: Infinity });
+  return easiest(changes) || { change: "none", energy: Infinity, weight: 1 };
+}
+
+// The first change of least energy for each edge or cell; null of none.
+function easiest(changes) {
+  return changes.reduce((a, b) =>
+    (a === null || b.energy / b.weight < a.energy / a.weight ? b : a), null);
 }
