@@ -6,9 +6,14 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from amwc_d2 import model_zoo
-from amwc_d2.data.panoptic_format import read_panoptic_png
+from amwc_d2.data.panoptic_format import (
+    load_panoptic_json,
+    read_panoptic_png,
+)
+from amwc_d2.engine.predictor import Predictor
 from amwc_d2.explain import Clicks, explain, read_clicks
 from amwc_d2.explain.explanation import judge_truth
 
@@ -22,9 +27,7 @@ BROWSER_OPTIONS = [
 
 @pytest.fixture(scope="module")
 def predictor():
-    from detectron2.engine import DefaultPredictor
-
-    return DefaultPredictor(model_zoo.get_config("toy_amwc_r18_e2e"))
+    return Predictor(model_zoo.get_config("toy_amwc_r18_e2e"))
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +35,9 @@ def toy(predictor, toy_root):
     """The explanation of a toy scene, with its ground truth."""
     from detectron2.data import DatasetCatalog
 
-    from amwc_d2.visualization import load_image
-
     sample = DatasetCatalog.get("toy_panoptic_val")[1]
     truth = read_panoptic_png(sample["pan_seg_file_name"]), sample["segments_info"]
-    image = load_image(sample["file_name"])
-    return explain(predictor, image, sample["file_name"], sample["image_id"], truth)
+    return explain(predictor, sample["file_name"], image_id=sample["image_id"], truth=truth)
 
 
 def same_partition(a, b):
@@ -49,7 +49,7 @@ def flat(*maps):
 
 
 def test_without_clicks_it_is_the_models_segmentation(toy, predictor):
-    panoptic, segments_info = predictor(toy.image[:, :, ::-1])["panoptic_seg"]
+    panoptic, segments_info = predictor(toy.image)["panoptic_seg"]
     ids, info = toy.panoptic()
     assert same_partition(*flat(ids, panoptic))
     assert np.array_equal(ids == 0, panoptic.numpy() == 0)
@@ -84,6 +84,29 @@ def test_clicks_correct_the_segmentation(toy):
     assert len(corrected) == len(info) - 1
 
 
+def test_solving_again_exactly_keeps_the_clicks_and_what_is_far(toy):
+    click = click_two_things_together(toy)
+    clicks = clicks_of(toy, {**click, "tool": "split"}, click_a_new_thing(toy))
+    pieces, _ = toy.panoptic(clicks)
+    exact, info = toy.panoptic(clicks, exact=True)
+    assert np.mean(pieces != exact) < 0.05
+    (x, y), (u, v) = click["points"]
+    assert exact[y, x] != exact[v, u]
+    (x, y) = clicks.clicks[1]["points"][0]
+    assert (exact == exact[y, x])[toy.pixel_pieces == toy.pixel_pieces[y, x]].mean() > 0.8
+    assert {s["id"] for s in info} == set(np.unique(exact)) - {0}
+    nothing = toy.panoptic(clicks_of(toy), exact=True)[0]
+    np.testing.assert_array_equal(nothing, toy.panoptic()[0])
+
+
+def click_a_new_thing(toy):
+    """The click that makes the largest piece in stuff, but for the first, a thing."""
+    stuff = ~toy.graph.partitionable[toy.graph.classes]
+    piece = np.argsort(np.where(stuff, toy.graph.areas, 0))[-2]
+    y, x = np.argwhere(toy.pixel_pieces == piece)[0].tolist()
+    return {"tool": "carve", "points": [[x, y]], "class": 5}
+
+
 def test_segments_that_were_clicked_are_kept_however_small(toy):
     piece = int(np.bincount(toy.pixel_pieces[toy.pixel_pieces > 0]).argmax())
     y, x = np.argwhere(toy.pixel_pieces == piece)[0].tolist()
@@ -114,16 +137,27 @@ def test_judging_the_truth():
 
 
 def test_the_page_holds_all_it_needs(toy, tmp_path):
-    toy.file_name = "<script><b>.png"
+    name, toy.file_name = toy.file_name, "<script><b>.png"
     try:
         text = toy.to_html()
         shown = toy._repr_html_()
     finally:
-        toy.file_name = "000002.jpg"
+        toy.file_name = name
     assert len(text) < 500_000
     assert "<b>" not in text and "&lt;script&gt;&lt;b&gt;.png" in text
     assert "http:" not in text and "https:" not in text
     assert shown.startswith("<iframe srcdoc=")
+
+
+def test_saved_labels_are_a_dataset(toy, tmp_path):
+    file = toy.save_labels(tmp_path, clicks_of(toy, click_two_things_together(toy)))
+    Image.fromarray(toy.image).save(tmp_path / "000002.jpg")
+    (sample,) = load_panoptic_json(file, tmp_path, tmp_path)
+    ids = read_panoptic_png(sample["pan_seg_file_name"])
+    assert {s["id"] for s in sample["segments_info"]} == set(np.unique(ids)) - {0}
+    for segment in sample["segments_info"]:
+        y, x = np.nonzero(ids == segment["id"])
+        assert segment["bbox"] == [x.min(), y.min(), np.ptp(x) + 1, np.ptp(y) + 1]
 
 
 def test_clicks_are_checked(toy, tmp_path):
@@ -221,15 +255,10 @@ def test_corrections_in_the_browser_are_those_of_python(toy, open_page, tmp_path
 
     clicks = read_clicks(save(page, "Clicks (JSON)", tmp_path))
     assert clicks.clicks == [{"tool": "split", "points": click["points"]}]
-    ids, info = toy.panoptic(clicks)
+    ids, _ = toy.panoptic(clicks)
     np.testing.assert_array_equal(read_panoptic_png(save(page, "Labels (PNG)", tmp_path)), ids)
     saved = json.loads(save(page, "Labels (COCO-panoptic JSON)", tmp_path).read_text())
-    segments = saved["annotations"][0]["segments_info"]
-    for segment, expected in zip(segments, info, strict=True):
-        assert segment["id"] == expected["id"] and segment["area"] == expected["area"]
-        assert segment["category_id"] == toy.classes[expected["category_id"]]["id"]
-        y, x = np.nonzero(ids == segment["id"])
-        assert segment["bbox"] == [x.min(), y.min(), np.ptp(x) + 1, np.ptp(y) + 1]
+    assert saved == json.loads(toy.save_labels(tmp_path, clicks).read_text())
 
     page.click("#undo")
     page.set_input_files("#load-clicks", tmp_path / f"{toy.file_name.split('.')[0]}.clicks.json")

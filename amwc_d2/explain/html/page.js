@@ -144,6 +144,7 @@ function finish() {
   selected = pieceAt(points[0]);
   if (tool() === "chain") {
     link = { from: pieceAt(points[0]), to: pieceAt(points[1]) };
+    say("");
     refresh();
   } else if (tool() === "merge") {
     update([...clicks, { tool: "merge", points }], "Merged.") || draw();
@@ -303,17 +304,21 @@ function verdict(from, to, found) {
     const entry = neighbours(state, segments[0]).find((n) => n.segment === segments[1]);
     const ends = `${name(segments[0])} and ${name(segments[1])} are two segments. `;
     if (!entry) return `${ends}They are not neighbours at any distance.`;
-    return `${ends}To merge them the energy would rise by ${number(entry.energy)}: ` +
+    return `${ends}To merge them, ${change(entry.energy)}: ` +
       `their edges sum to ${signed(entry.cost)}, and sharing a class adds ` +
       `${number(entry.energy + entry.cost)}.`;
   }
   if (!state.thing[state.classes[from]])
     return "Both pixels are of one stuff class, which is one segment, joined or not.";
   const split = splits(state, segments[0], found).reduce((a, b) => (b.energy < a.energy ? b : a));
-  return `Both pixels are in ${name(segments[0])}. To separate them, the energy would rise by ` +
-    `${number(split.energy)}: the ${split.weight} edges between the two parts would have to be ` +
-    `${number(split.energy / Math.max(split.weight, 1))} lower on average.`;
+  const needed = split.energy / Math.max(split.weight, 1);
+  return `Both pixels are in ${name(segments[0])}. To separate them, ${change(split.energy)}` +
+    (needed > 0 ? `; the ${split.weight} edges between the two parts would have to be ` +
+      `${needed.toFixed(2)} lower on average.` : ": the solver, a heuristic, missed it.");
 }
+
+const change = (energy) =>
+  `the energy would ${energy < 0 ? "fall" : "rise"} by ${number(Math.abs(energy))}`;
 
 // ---- the list --------------------------------------------------------------------------------
 
