@@ -325,8 +325,13 @@ const change = (energy) =>
 // Energy of each edge or cell that the easiest change is about.
 const sureness = (segment) => certain.get(segment).energy / certain.get(segment).weight;
 
-const reviewOrder = () => [...certain.keys()].filter((s) => certain.get(s).change !== "none" && innerPiece(s) !== undefined)
-  .sort((a, b) => sureness(a) - sureness(b) || a - b);
+// Segments that a correction is about need no more review.
+function reviewOrder() {
+  const done = new Set(clicks.flatMap((c) => c.points.map((p) => segmentOf(pieceAt(p)))));
+  return [...certain.keys()]
+    .filter((s) => certain.get(s).change !== "none" && innerPiece(s) !== undefined && !done.has(s))
+    .sort((a, b) => sureness(a) - sureness(b) || a - b);
+}
 
 function listReview() {
   const now = selected === null ? null : segmentOf(selected);
