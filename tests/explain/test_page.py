@@ -186,6 +186,43 @@ def test_clicks_are_checked(toy, tmp_path):
         read_clicks(file)
 
 
+def test_the_tools_of_napari_without_a_viewer(toy):
+    from amwc_d2.explain.napari import Corrector
+
+    corrector = Corrector(toy)
+    (x, y), (u, v) = click_two_things_together(toy)["points"]
+    assert not corrector.click(x, y) and corrector.message.split()[-1].isdigit()
+    corrector.choose("merge")
+    assert not corrector.click(x, y) and corrector.click(u, v)
+    assert [c["tool"] for c in corrector.clicks.clicks] == ["merge"]
+    corrector.choose("split")
+    assert not corrector.click(x, y) and not corrector.click(u, v)
+    assert "it undoes action 1 (merge)" in corrector.message
+    corrector.undo()
+    assert not corrector.click(x, y) and corrector.click(u, v)
+    ids, _ = toy.panoptic(corrector.clicks)
+    assert ids[y, x] != ids[v, u]
+    corrector.choose("carve")
+    assert corrector.click(x, y)
+    assert [c["tool"] for c in corrector.clicks.clicks] == ["split", "carve"]
+    assert corrector.clicks.clicks[1]["class"] == corrector.category
+
+
+def test_napari_shows_what_clicks_do(toy):
+    components = pytest.importorskip("napari.components", reason="needs napari")
+    from amwc_d2.explain.napari import correct_in_napari
+
+    viewer = components.ViewerModel()
+    corrector = correct_in_napari(toy, viewer)
+    corrector.choose("merge")
+    layer = viewer.layers["segments"]
+    before = len(np.unique(layer.data))
+    for x, y in click_two_things_together(toy)["points"]:
+        for callback in layer.mouse_drag_callbacks:
+            callback(layer, type("Event", (), {"position": (y, x)}))
+    assert len(np.unique(layer.data)) == before - 1
+
+
 @pytest.fixture(scope="module")
 def browser():
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright")
