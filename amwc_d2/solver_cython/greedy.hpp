@@ -190,7 +190,7 @@ private:
         const Float4 all = splat(best);
         for (k = 0; k + 4 <= K_ && !any(load(r + k) == all);) k += 4;
         while (k + 1 < K_ && r[k] != best) k++;
-        label[c] = k;
+        label[c] = std::min(k, K_ - 1);  // costs that were overwritten may equal nothing
         for (k = 0; k + 4 <= K_; k += 4) store(r + k, load(r + k) - all);
         for (; k < K_; k++) r[k] -= best;
         margin_[c] = second - best;
