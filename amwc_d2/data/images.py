@@ -170,7 +170,7 @@ class ImageReader:
 
     def _scale(self, pixels, source):
         """Pixels of any type (H, W, C) as uint8."""
-        kind = pixels.dtype
+        kind = pixels.dtype.newbyteorder("=")
         if kind == np.uint8 and self.scaling == "dtype":
             return np.ascontiguousarray(pixels)
         if kind.kind not in "buif":
@@ -192,7 +192,7 @@ class ImageReader:
 
     @staticmethod
     def _range_of_type(pixels, source):
-        kind = pixels.dtype
+        kind = pixels.dtype.newbyteorder("=")
         advice = (
             "Set INPUT.SCALING 'percentile', or 'values' with the two values of "
             "INPUT.SCALING_RANGE (tools/suggest_config.py finds them)."

@@ -114,10 +114,20 @@ def read_card(weights):
 
 
 def config_of_card(card):
-    """The config that a card holds; a ``CfgNode``, not frozen."""
+    """The config that a card holds; a ``CfgNode``, not frozen.
+
+    Raises:
+        ValueError: it has keys that this version does not know.
+    """
     cfg = get_cfg()
     add_amwc_config(cfg)
-    cfg.merge_from_other_cfg(CfgNode.load_cfg(card["config"]))
+    try:
+        cfg.merge_from_other_cfg(CfgNode.load_cfg(card["config"]))
+    except KeyError as error:
+        raise ValueError(
+            f"the checkpoint's config is of another version of amwc_d2: {error}. Install the one "
+            "that it was trained with, or give a config file with MODEL.WEIGHTS."
+        ) from error
     return cfg
 
 

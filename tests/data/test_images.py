@@ -62,7 +62,7 @@ def test_colours_of_any_kind(tmp_path):
     for file in tmp_path.iterdir():
         assert np.array_equal(ImageReader()(file), COLOURS), file.name
         assert np.array_equal(ImageReader("BGR")(file), COLOURS[..., ::-1]), file.name
-    for array in (COLOURS, deep, rgba, COLOURS / 255):
+    for array in (COLOURS, deep, deep.astype(">u2"), rgba, COLOURS / 255):
         assert np.array_equal(ImageReader()(array), COLOURS)
     reader = ImageReader("BGR")
     assert np.array_equal(reader.to_rgb(reader(COLOURS)), COLOURS)

@@ -99,6 +99,8 @@ def test_other_classes_are_refused(trained, toy_root, tmp_path):
     cfg.DATASETS.TRAIN = ("toy_panoptic_train",)
     with pytest.raises(ValueError, match=r"was trained on the classes \['background', 'cell'\]"):
         check_classes(cfg, card)
+    with pytest.raises(ValueError, match="of another version of amwc_d2"):
+        config_of_card({**card, "config": "MODEL: {NEW_KEY: 1}"})
     torch.save({"model": {}}, tmp_path / "old.pth")
     with pytest.raises(ValueError, match="carries no card"):
         Predictor(tmp_path / "old.pth")
