@@ -58,7 +58,8 @@ def _list_images(image_root, image_info):
             raise ValueError(f"{image_info}: image ids {twice[:5]} come twice. Number them anew.")
         names = _unique_names(root, files)
     else:
-        files = [root / file for file in list_files(root) if is_image(file)]
+        files = list_files(root) if root.is_dir() else []
+        files = [root / file for file in files if is_image(file)]
         names = _unique_names(root, files)
         ids = [name.removesuffix("_leftImg8bit") for name in names]
     if not files:

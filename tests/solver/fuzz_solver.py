@@ -261,7 +261,9 @@ def fuzz_broken(rng):
         node_costs.flat[rng.integers(node_costs.size)] = bad
     elif broken == 1:
         distances, edge_costs = [1], np.zeros((1, 2, *node_costs.shape[1:]), np.float32)
-        edge_costs.flat[rng.integers(edge_costs.size)] = bad
+        edge_costs[:] = bad  # some of which are edges, but for a single pixel
+        if node_costs[0].size == 1:
+            node_costs.flat[0] = bad
     elif broken == 2:
         distances = [*distances, int(rng.integers(-3, 1))]
         edge_costs = np.zeros((len(distances), 2, *node_costs.shape[1:]), np.float32)
