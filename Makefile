@@ -36,7 +36,9 @@ demo: env
 # rest of the package; Python's own leaks at exit are not reported.
 CASES ?= 10000
 SAN := build/sanitize
-SAN_RUN := LD_PRELOAD="$$($${CC:-gcc} -print-file-name=libasan.so)" PYTHONPATH=$(SAN) \
+# Beside ASan libstdc++, without which ASan does not find the function that throws.
+SAN_LIBRARY = $$($${CC:-gcc} -print-file-name=$(1))
+SAN_RUN := LD_PRELOAD="$(call SAN_LIBRARY,libasan.so) $(call SAN_LIBRARY,libstdc++.so)" PYTHONPATH=$(SAN) \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 
 sanitize: env
